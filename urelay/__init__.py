@@ -1,0 +1,1 @@
+"""urelay: a TCP relay for network namespaces, ruled by a policy language."""

@@ -1,0 +1,1 @@
+"""Exact questions about a table: explain, prove, find."""

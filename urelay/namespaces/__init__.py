@@ -1,0 +1,1 @@
+"""Other network namespaces: open a socket there, stay here."""

@@ -1,0 +1,1 @@
+"""Facts about addresses: pure functions and values."""

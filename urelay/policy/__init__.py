@@ -1,0 +1,1 @@
+"""Tree to meaning: a checked `Policy`, or every diagnostic at once."""

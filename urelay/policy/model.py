@@ -1,0 +1,441 @@
+"""The meaning of a policy: frozen values, valid once built (by urelay.policy.check).
+
+Everything is resolved: sets are their elements, words are addresses, prefixes, names and ranges.
+A policy keeps its trees (`node`) because a finding must underline the writer's own text; nothing
+past the compiler looks at them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from urelay.lang import ast
+from urelay.lang.source import Origin, Source
+from urelay.net.address import Address, Endpoint, Prefix
+
+MAIN = "main"
+"""The table a listener uses when it names none."""
+
+
+class PortRange(NamedTuple):
+    """Ports `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+    @property
+    def width(self) -> int:
+        """How many ports: at least 1."""
+        return self.last - self.first + 1
+
+
+ALL_PORTS = PortRange(1, 65535)
+
+
+class NameKind(enum.IntEnum):
+    """What a name pattern covers (nginx's meaning). The order is the precedence, strongest last."""
+
+    SELF_AND_BELOW = 1
+    """`.example.com`"""
+    BELOW = 2
+    """`*.example.com`"""
+    EXACT = 3
+    """`example.com`"""
+
+
+class NamePattern(NamedTuple):
+    """A domain and what of it is meant. `name` has no leading dot or star."""
+
+    kind: NameKind
+    name: str
+
+    def __str__(self) -> str:
+        return {NameKind.EXACT: "", NameKind.BELOW: "*.", NameKind.SELF_AND_BELOW: "."}[self.kind] + self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Destinations:
+    """A resolved set of addresses and names. Elements stay as they were written: no merging."""
+
+    prefixes: Sequence[Prefix] = ()
+    names: Sequence[NamePattern] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Which connections; None in a field means any. A list is shorthand for one element each."""
+
+    destinations: Destinations | None = None
+    ports: tuple[PortRange, ...] | None = None
+    sources: tuple[Prefix, ...] | None = None
+    listeners: frozenset[str] | None = None
+
+
+# --- actions
+
+
+class Outcome(enum.StrEnum):
+    """Where a connection ends up."""
+
+    DIRECT = "direct"
+    VIA = "via"
+    UNIX = "unix"
+    DENY = "deny"
+    SILENT = "silent"
+
+
+class DenyHow(enum.StrEnum):
+    """Which refusal the client sees: `deny` alone is what fits the listener."""
+
+    DEFAULT = "deny"
+    REFUSED = "refused"
+    HOST_UNREACHABLE = "host-unreachable"
+    NET_UNREACHABLE = "net-unreachable"
+    TTL_EXPIRED = "ttl-expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """Dial the destination."""
+
+
+@dataclass(frozen=True, slots=True)
+class Via:
+    """Hand the destination to an upstream (`direct { … }` upstreams dial it themselves)."""
+
+    upstream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unix:
+    """Connect to a unix socket; `template` may hold fields (urelay.policy.check verified them)."""
+
+    template: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Refuse."""
+
+    how: DenyHow = DenyHow.DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """Hold the connection without a word, close at the handshake timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Ask a table again about the rewritten destination."""
+
+    table: str
+
+
+Deliver: TypeAlias = Direct | Via | Unix | Deny | Silent | Lookup
+
+
+@dataclass(frozen=True, slots=True)
+class ToNat64:
+    """Embed an IPv4 destination (RFC 6052, 2.2); `prefix.length` is 32 40 48 56 64 or 96."""
+
+    prefix: Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class FromNat64:
+    """Extract the IPv4 destination from an address under `prefix`."""
+
+    prefix: Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class ToPrefix:
+    """Keep the host bits, replace the network bits. A single address is a /32 or /128."""
+
+    prefix: Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class ToName:
+    """Replace the destination by a host name."""
+
+    name: str
+
+
+Move: TypeAlias = ToNat64 | FromNat64 | ToPrefix | ToName
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A new destination, new ports, or both. `ports` is as wide as each of the route's ranges, or 1."""
+
+    move: Move | None = None
+    ports: PortRange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a route does: rewrite perhaps, then deliver."""
+
+    deliver: Deliver
+    rewrite: Rewrite | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """What stands after `with`."""
+
+    idle_timeout_s: float | None = None
+    tag: str | None = None
+    log: str = "end"
+    """`end`: a line when the connection ends; `full`: with every step of the way; `off`: none"""
+    limit_per_source: int | None = None
+
+
+NO_SETTINGS = RouteSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One `match` statement."""
+
+    table: str
+    region: Region
+    action: Action
+    settings: RouteSettings
+    origin: Origin
+    node: ast.Match = field(repr=False, compare=False)
+    guard: bool = False
+    """From rules/guard.urr: stands in every table and yields to the policy's own route at the same key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wall:
+    """One `forbid` statement; `table` is None for a top-level one, which holds everywhere."""
+
+    table: str | None
+    region: Region
+    origin: Origin
+    node: ast.Forbid = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """One `expect` statement, resolved.
+
+    What the region leaves open is meant *for all*. `table` is the table it speaks about: the one
+    named by `table T`, the one whose block it stands in, or None: then each listener of the region
+    uses its own table (as step 1 of a decision does), and without `on` it is about table main.
+    """
+
+    table: str | None
+    region: Region
+    negated: bool
+    outcome: Outcome
+    deny_how: DenyHow | None
+    """None: `expect … -> deny` accepts every refusal, `deny silently` too"""
+    upstream: str | None
+    template: str | None
+    destination: Endpoint | None
+    origin: Origin
+    node: ast.Expect = field(repr=False, compare=False)
+
+
+# --- ways out and ways in
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One option as set: its checked value (urelay.policy.options tells the type) and where."""
+
+    value: object
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Where a login is read from when the relay starts; never the login itself."""
+
+    env: str | None = None
+    file: str | None = None
+    """As an absolute or working-directory-relative path, resolved against the policy's folder."""
+
+
+class UpstreamKind(enum.StrEnum):
+    """The kinds of upstream the language knows."""
+
+    DIRECT = "direct"
+    SOCKS4 = "socks4"
+    SOCKS5 = "socks5"
+    HTTP = "http"
+    FIRST = "first"
+    SPREAD = "spread"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A way out with a name. `options` holds what was written; the properties give the defaults."""
+
+    name: str
+    kind: UpstreamKind
+    endpoint: Endpoint | None
+    """The proxy's; None for direct, groups, and a proxy on a unix socket"""
+    members: tuple[str, ...]
+    options: Mapping[str, Setting]
+    origin: Origin
+    node: ast.UpstreamDef | ast.Deliver = field(repr=False, compare=False)
+
+    @property
+    def unix_path(self) -> str | None:
+        """The unix socket the proxy listens on."""
+        return self._text("unix")
+
+    @property
+    def via(self) -> str | None:
+        """The upstream this one is reached through."""
+        return self._text("via")
+
+    @property
+    def login(self) -> Login | None:
+        """Where user and password come from."""
+        setting = self.options.get("login")
+        return setting.value if setting is not None and isinstance(setting.value, Login) else None
+
+    @property
+    def connect_timeout_s(self) -> float | None:
+        """Seconds one address may take to connect; None is the relay's default."""
+        setting = self.options.get("connect")
+        return setting.value if setting is not None and isinstance(setting.value, float) else None
+
+    @property
+    def takes_names(self) -> bool:
+        """Whether a host name is sent as it is (`dns remote`) instead of being resolved here.
+
+        socks5 and http do unless told otherwise, as `curl --socks5-hostname` and Tor want it;
+        socks4 does only when told to (it then speaks 4a).
+        """
+        setting = self.options.get("dns")
+        if setting is not None:
+            return setting.value == "remote"
+        return self.kind in (UpstreamKind.SOCKS5, UpstreamKind.HTTP)
+
+    def _text(self, option: str) -> str | None:
+        setting = self.options.get(option)
+        return setting.value if setting is not None and isinstance(setting.value, str) else None
+
+
+class ListenerKind(enum.StrEnum):
+    """How a listener learns where its clients want to go."""
+
+    TRANSPARENT = "transparent"
+    REDIRECT = "redirect"
+    SOCKS = "socks"
+    HTTP = "http"
+    MIXED = "mixed"
+    FORWARD = "forward"
+
+
+class PlaceKind(enum.StrEnum):
+    """How a listener gets its socket."""
+
+    ADDRESS = "address"
+    FD = "fd"
+    FD_ENV = "fd env"
+    SYSTEMD = "systemd"
+    UNIX = "unix"
+    SOCKETBOX = "socketbox"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a listener listens. `endpoint` for an address, `fd` for a number, `text` for the rest."""
+
+    kind: PlaceKind
+    endpoint: Endpoint | None = None
+    fd: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableChoice:
+    """`table T from PREFIX`: which table a listener's clients live in, by the longest source prefix."""
+
+    table: str
+    source: Prefix | None = None
+    """None: `table T`, for every other client of this listener"""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A way in with a name."""
+
+    name: str
+    kind: ListenerKind
+    place: Place
+    to: Endpoint | None
+    """`forward` only: the destination of every client"""
+    tables: tuple[TableChoice, ...]
+    """In no particular order; main when none fits"""
+    options: Mapping[str, Setting]
+    origin: Origin
+    node: ast.ListenDef = field(repr=False, compare=False)
+
+    @property
+    def netns(self) -> str | None:
+        """The namespace (a name under /run/netns, or a path) the socket is opened in."""
+        setting = self.options.get("netns")
+        return setting.value if setting is not None and isinstance(setting.value, str) else None
+
+    @property
+    def users_file(self) -> str | None:
+        """The file of `user:password` lines (RFC 1929), resolved against the policy's folder."""
+        setting = self.options.get("users")
+        return setting.value if setting is not None and isinstance(setting.value, str) else None
+
+    @property
+    def idle_timeout_s(self) -> float | None:
+        """Seconds without a byte either way; None is the default for this kind."""
+        setting = self.options.get("idle")
+        return setting.value if setting is not None and isinstance(setting.value, float) else None
+
+
+@dataclass(frozen=True, slots=True)
+class DnsService:
+    """A `dns` statement: checked in full; what answers belongs to a later release."""
+
+    name: str
+    place: Place
+    options: Mapping[str, Setting]
+    origin: Origin
+    node: ast.DnsDef = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A whole policy: every file it includes, and the guard."""
+
+    path: str
+    digest: str
+    """Hex SHA-256 over every file read (policies, lists, guard): the same digest decides the same"""
+    sources: tuple[Source, ...]
+    documents: tuple[ast.Document, ...] = field(repr=False)
+    upstreams: Mapping[str, Upstream]
+    """By name, those written inline too (`socks5 10.0.0.8:1080`)"""
+    listeners: Mapping[str, Listener]
+    dns: Mapping[str, DnsService]
+    tables: Mapping[str, tuple[Route, ...]]
+    """The routes of each table, `main` always among them; the guard's are apart"""
+    guard: tuple[Route, ...]
+    walls: tuple[Wall, ...]
+    expectations: tuple[Expectation, ...]
+
+
+def packed_source(source: Address | None) -> tuple[int, int]:
+    """A source as (family, integer) for comparing with prefixes; (0, 0) when there is none."""
+    if source is None:
+        return 0, 0
+    return (4 if len(source) == 4 else 6), int.from_bytes(source)

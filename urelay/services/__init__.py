@@ -1,0 +1,1 @@
+"""What runs: listeners, the access log, the daemon."""

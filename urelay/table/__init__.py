@@ -1,0 +1,1 @@
+"""Meaning to lookup: immutable tables and the one evaluator."""
