@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lark import Lark
 
@@ -32,6 +33,23 @@ class Grammar:
     token: re.Pattern[str]
     """Matches one token at any place in any text; the name of the group is the terminal, or one of
     UNCLOSED (a string without an end) and JUNK (what no token starts with)"""
+    answers: dict[tuple[str | int, ...], bool] = field(default_factory=dict, repr=False)
+    """What `accepts` found out; the grammar has no deep nesting, so there are few stacks"""
+
+    def accepts(self, parser: Any, terminal: str) -> bool:
+        """Whether an interactive parser can go on with `terminal`.
+
+        The table of the present state alone does not tell: LALR merges the lookahead of like
+        states, so it offers what would fail a step later. Lark's own trial is right and slow; its
+        answer depends on the stack of states only, and is remembered.
+        """
+        if terminal not in parser.choices():
+            return False
+        key = (terminal, *parser.parser_state.state_stack)
+        answer = self.answers.get(key)
+        if answer is None:
+            answer = self.answers[key] = terminal in parser.accepts()
+        return answer
 
 
 @functools.cache

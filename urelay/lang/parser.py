@@ -108,22 +108,20 @@ def _parse_one(cut: Cut, start: str) -> object:
     lexemes = cut.lexemes
     if cut.opens:  # the grammar sees a table with nothing in it
         lexemes = [*lexemes, lexemes[-1]._replace(type="RBRACE")]
-    words = grammar().keywords
+    words, accepts = grammar().keywords, grammar().accepts
     state = grammar().lark.parse_interactive(start=start)
     fed: list[Lexeme] = []
     suspects: list[int] = []
     try:
         for lexeme in lexemes:
-            kind = lexeme.type
-            if kind == "WORD":
+            if lexeme.type == "WORD":
                 keyword = words.get(lexeme.text)
                 if keyword is not None:
-                    kind = _classify(keyword, state)
-                    if kind == keyword:
+                    if accepts(state, keyword):
                         lexeme = lexeme._replace(type=keyword)
                     else:
                         suspects.append(len(fed))
-            elif kind == "NEWLINE":
+            elif lexeme.type == "NEWLINE":
                 lexeme = lexeme._replace(type="COMMA")
             # Lark's parser reads nothing but `.type`; a Lexeme costs a third of a lark.Token.
             state.feed_token(cast(Any, lexeme))
@@ -133,18 +131,6 @@ def _parse_one(cut: Cut, start: str) -> object:
         suspects = [at for at in suspects if at < len(fed)]
         return mistakes.unexpected(lexemes, fed, suspects, start)
     return mistakes.misused(fed, suspects) or node
-
-
-def _classify(keyword: str, state: Any) -> str:
-    """KEYWORD where the parser can go on with it, else WORD.
-
-    LALR merges the lookahead of like states, so `choices` may offer a keyword that would fail: only
-    where a plain word would do as well is it worth asking what is truly accepted.
-    """
-    choices = state.choices()
-    if keyword not in choices or ("WORD" in choices and keyword not in state.accepts()):
-        return "WORD"
-    return keyword
 
 
 def _allows(source: Source, comments: list[Lexeme]) -> tuple[ast.Allow, ...]:
