@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from urelay.lang.grammar import grammar
 from urelay.lang.source import Source
-from urelay.lang.splitter import Cut, split
+from urelay.lang.splitter import Cut, Splitter
 
 
 def cuts(text: str) -> list[Cut]:
-    return split(Source.from_text("test.urr", text)).cuts
+    return list(Splitter(Source.from_text("test.urr", text)).cuts())
 
 
 def words(cut: Cut) -> list[str]:
@@ -92,6 +92,6 @@ def test_faults_name_where_they_began() -> None:
 
 
 def test_comments_are_kept_apart() -> None:
-    pieces = split(Source.from_text("test.urr", "# one\na # two\n"))
-    assert [comment.text for comment in pieces.comments] == ["# one", "# two"]
-    assert [words(cut) for cut in pieces.cuts] == [["a"]]
+    splitter = Splitter(Source.from_text("test.urr", "# one\na # two\n"))
+    assert [words(cut) for cut in splitter.cuts()] == [["a"]]
+    assert [comment.text for comment in splitter.comments] == ["# one", "# two"]
