@@ -106,7 +106,7 @@ class _Goal(NamedTuple):
 class Dialer:
     """Opens ways out; one for a policy, since it holds the logins of its upstreams.
 
-    Making one imports python-socks (some 40 ms), so that no connection has to wait for that.
+    Making one imports python-socks (tens of milliseconds), so that no connection has to wait for that.
     """
 
     def __init__(self, resolver: Resolver, logins: Logins, timeouts: Timeouts | None = None) -> None:

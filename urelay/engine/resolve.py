@@ -46,7 +46,7 @@ Hosts: TypeAlias = dict[str, tuple[Address, ...]]
 class Resolver:
     """Asks for addresses, a bounded number of names at a time, fairly between sources.
 
-    Making one imports dnspython (some 30 ms), so that the first connection need not wait for that.
+    Making one imports dnspython (tens of milliseconds), so that the first connection need not wait for that.
     """
 
     def __init__(
