@@ -18,6 +18,7 @@ import aiohappyeyeballs
 
 from urelay.errors import DialError, Failure
 from urelay.net.address import Address, Endpoint, address_text, printable, unmap
+from urelay.net.paths import LONGEST
 
 _AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 
@@ -104,7 +105,7 @@ async def connect_unix(path: str, timeout_s: float) -> socket.socket:
     A full backlog is waited for: connecting says EAGAIN then, and the kernel has nothing that tells
     when there is room again, so this asks again, ever less often.
     """
-    if not path or "\0" in path:
+    if not path or "\0" in path or len(os.fsencode(path)) > LONGEST:
         # A leading NUL would be a name in the abstract namespace, which no file mode protects.
         raise DialError(Failure.ERROR, f"`{printable(path)}` is not the path of a unix socket")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
