@@ -42,6 +42,7 @@ from urelay.policy.model import (
 )
 from urelay.policy.paths import read_template
 from urelay.policy.scope import Scope
+from urelay.policy.upstreams import read_proxy
 from urelay.policy.words import read_endpoint
 
 _REFUSALS = frozenset(how.value for how in DenyHow) - {DenyHow.DEFAULT}
@@ -123,7 +124,7 @@ def _upstream(node: ast.Deliver, scope: Scope, origin: Origin) -> str:
     if kind.text not in _INLINE_KINDS:
         message = f"`via {printable(kind.text)} …` needs a proxy: socks5, socks4 or http and its HOST:PORT"
         raise flaw("UR110", message, kind.span)
-    endpoint = read_word(endpoint_word, read_endpoint)
+    endpoint = read_proxy(endpoint_word)
     name = f"{kind.text} {endpoint}"
     scope.inline.setdefault(name, Upstream(name, UpstreamKind(kind.text), endpoint, (), {}, origin, node))
     return name

@@ -11,14 +11,9 @@ import re
 
 from urelay.lang import ast
 from urelay.net.address import printable
+from urelay.net.paths import FIELDS, LONGEST
 from urelay.policy.flaws import flaw
 from urelay.policy.library import beside
-
-FIELDS = ("address", "port", "name", "listener", "source")
-"""What may stand in braces in a `to unix` path."""
-
-LONGEST_SOCKET_PATH = 107
-"""Bytes of a unix socket's path, without the NUL that Linux wants behind it (unix(7))."""
 
 _BRACES = re.compile(r"\{([^{}/]*)\}")
 # Eight 16-bit groups of the address and the port, as five decimal digits.
@@ -29,8 +24,8 @@ def read_socket_path(word: ast.Word) -> str:
     """The path of a unix socket. Raises PolicyError (UR110), also for one that is too long."""
     path = beside(word)
     length = len(path.encode())
-    if length > LONGEST_SOCKET_PATH:
-        message = f"a unix socket's path has at most {LONGEST_SOCKET_PATH} bytes, this has {length}"
+    if length > LONGEST:
+        message = f"a unix socket's path has at most {LONGEST} bytes, this has {length}"
         raise flaw("UR110", message, word.span)
     return path
 

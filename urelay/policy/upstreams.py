@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from urelay.lang import ast
 from urelay.lang.printer import statement_text
 from urelay.net.address import Endpoint, printable
-from urelay.policy.flaws import flaw, read_word, unknown
+from urelay.policy.flaws import flaw, password, read_word, unknown
 from urelay.policy.model import Setting, Upstream, UpstreamKind
 from urelay.policy.options import CLASHES, NEEDS, Owner
 from urelay.policy.scope import Scope
@@ -44,6 +44,13 @@ def resolve_upstream(node: ast.UpstreamDef, scope: Scope) -> Upstream:
         endpoint = _endpoint(node, settings)
     origin = origin_of(node.span, statement_text(node))
     return Upstream(node.name.text, kind, endpoint, members, settings, origin, node)
+
+
+def read_proxy(word: ast.Word) -> Endpoint:
+    """The HOST:PORT of a proxy. Raises PolicyError, UR114 for `user:password@HOST:PORT`."""
+    if "@" in word.text:
+        raise password(word.span)
+    return read_word(word, read_endpoint)
 
 
 def check_chains(upstreams: Mapping[str, Upstream], scope: Scope) -> None:
@@ -92,7 +99,7 @@ def _members(node: ast.UpstreamDef, scope: Scope) -> tuple[str, ...]:
 
 def _endpoint(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> Endpoint | None:
     if len(node.arguments) == 1 and "unix" not in settings:
-        return read_word(node.arguments[0], read_endpoint)
+        return read_proxy(node.arguments[0])
     if not node.arguments and "unix" in settings:
         return None
     kind = node.kind.text
