@@ -156,7 +156,9 @@ def _port_range(part: ast.RewritePart, region: Region, scope: Scope) -> PortRang
     widths = {old.width for old in region.ports} if region.ports is not None else {65535}
     if new.width != 1 and widths - {new.width}:
         width = min(widths - {new.width})
-        message = f"{width:,} ports onto {new.width:,}: the same width is needed, or one port"
+        message = (
+            f"{width:,} port{'s' * (width > 1)} onto {new.width:,}: the same width is needed, or one port"
+        )
         raise flaw("UR111", message, part.span)
     return new
 
@@ -179,7 +181,7 @@ def _to(part: ast.RewritePart, region: Region, scope: Scope) -> Move:
     for prefix in region.destinations.prefixes:
         if prefix.bits - prefix.length != host_bits:
             raise flaw(
-                "UR111", f"/{prefix.length} {onto}", part.span, f"{prefix} has another size than {target}"
+                "UR111", f"/{prefix.length} {onto}", part.span, note=f"{prefix} is not as large as {target}"
             )
     return ToPrefix(target)
 
@@ -235,7 +237,7 @@ def _warn_of_private(
             if block.covers(ipv4(old)):
                 message = f"{nat64.WELL_KNOWN} must not carry private IPv4 ({block}); use your own prefix"
                 scope.findings.add(
-                    "UR113", message, part.span, "RFC 6052, 3.1: it is refused when it happens"
+                    "UR113", message, part.span, note="it is refused when it happens (RFC 6052, 3.1)"
                 )
                 return
 

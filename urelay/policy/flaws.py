@@ -31,9 +31,13 @@ class Findings:
     def __init__(self) -> None:
         self.found: list[Diagnostic] = []
 
-    def add(self, code: str, message: str, span: Span, help_text: str | None = None) -> None:
-        """Keep a finding that stops nobody: a warning, or an error beside which others make sense."""
-        self.found.extend(flaw(code, message, span, help_text).diagnostics)
+    def add(self, code: str, message: str, span: Span, *, note: str | None = None) -> None:
+        """Keep a finding that stops nobody."""
+        self.keep(flaw(code, message, span, note=note))
+
+    def keep(self, error: PolicyError) -> None:
+        """Keep what a flaw says without ending the statement."""
+        self.found.extend(error.diagnostics)
 
     @contextmanager
     def one_statement(self) -> Iterator[None]:
@@ -41,7 +45,7 @@ class Findings:
         try:
             yield
         except PolicyError as error:
-            self.found.extend(error.diagnostics)
+            self.keep(error)
 
     @property
     def failed(self) -> bool:

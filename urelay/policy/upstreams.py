@@ -6,8 +6,9 @@ Each is checked by itself; then, once all are known, no upstream may be reached 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+from urelay.errors import PolicyError
 from urelay.lang import ast
 from urelay.lang.printer import statement_text
 from urelay.net.address import Endpoint, printable
@@ -54,33 +55,30 @@ def read_proxy(word: ast.Word) -> Endpoint:
 
 
 def check_chains(upstreams: Mapping[str, Upstream], scope: Scope) -> None:
-    """Report every upstream that is reached through itself, each loop once."""
+    """Report every upstream that is reached through itself (UR107), once where a walk meets it again."""
     done: set[str] = set()
+    looped: set[str] = set()
     for start in upstreams:
-        if start in done:
-            continue
-        # Depth first with a stack of its own: a chain may be longer than Python's.
-        path: list[str] = [start]
-        ways: list[Iterator[str]] = [iter(_next(upstreams[start]))]
+        # Depth first, with a stack of its own: a chain may be longer than Python's.
+        path = [start] if start not in done else []
+        ways = [iter(_next(upstreams[start]))]
         while path:
             following = next(ways[-1], None)
             if following is None:
                 done.add(path.pop())
                 ways.pop()
-            elif following in path:
-                loop = " through ".join([*path[path.index(following) :], following])
-                scope.findings.found.extend(
-                    flaw(
-                        "UR107",
-                        f'upstream "{printable(following)}" is reached through itself',
-                        scope.upstreams[following].name.span,
-                        note=loop,
-                    ).diagnostics
-                )
-                return
-            elif following in upstreams and following not in done:
+            elif following in path and following not in looped:
+                looped.add(following)
+                scope.findings.keep(_loop(following, path, scope))
+            elif following in upstreams and following not in done and following not in path:
                 path.append(following)
                 ways.append(iter(_next(upstreams[following])))
+
+
+def _loop(name: str, path: list[str], scope: Scope) -> PolicyError:
+    message = f'upstream "{printable(name)}" is reached through itself'
+    loop = " through ".join([*path[path.index(name) :], name])
+    return flaw("UR107", message, scope.upstreams[name].name.span, note=loop)
 
 
 def _next(upstream: Upstream) -> tuple[str, ...]:
