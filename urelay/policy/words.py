@@ -214,8 +214,7 @@ def read_endpoint(text: str) -> Endpoint:
     try:
         return parse_endpoint(text)
     except AddressError as error:
-        code = "UR106" if "port" in str(error) else "UR105"
-        raise WordError(code, str(error)) from None
+        raise WordError(_endpoint_code(text), str(error)) from None
 
 
 def read_place(text: str) -> Endpoint:
@@ -241,6 +240,16 @@ def split_endpoint(text: str) -> tuple[str, str] | None:
         return (host[1:], port) if bracket else None
     host, colon, port = text.partition(":")
     return (host, port) if colon and ":" not in port else None
+
+
+def _endpoint_code(text: str) -> str:
+    """Whether it is the port that is wrong, of what parse_endpoint refused."""
+    host, colon, port = text.rpartition(":")
+    try:
+        parse_port(port)
+    except AddressError:
+        return "UR106" if colon and ":" not in host.strip("[]") else "UR105"
+    return "UR105"
 
 
 def _address_range(text: str) -> WordError:
