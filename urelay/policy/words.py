@@ -233,11 +233,12 @@ def read_place(text: str) -> Endpoint:
 def split_endpoint(text: str) -> tuple[str, str] | None:
     """The host and port texts of a word that ends in `:PORT`; None when the word is no such thing.
 
-    `2001:db8::1` is an address: an IPv6 host needs its brackets before a port can follow.
+    `2001:db8::1` is an address: an IPv6 host needs its brackets before a port can follow, and keeps
+    them here.
     """
     if text.startswith("["):
         host, bracket, port = text.rpartition("]:")
-        return (host[1:], port) if bracket else None
+        return (f"{host}]", port) if bracket else None
     host, colon, port = text.partition(":")
     return (host, port) if colon and ":" not in port else None
 
