@@ -67,7 +67,7 @@ def test_each_place_is_named() -> None:
     assert {one.labels[0].span.source.path for one in found} == {site.path}
     starts = [one.labels[0].span.start for one in found]
     assert starts == sorted(set(starts))
-    assert len(starts) == 26
+    assert len(starts) == 19
 
 
 def test_what_is_served_is_not_refused(tmp_path: Path) -> None:
