@@ -28,11 +28,8 @@ def policy_with(option: Option, kind: str, written: str) -> str:
     """A policy that uses `written`, options of such an owner, once."""
     match option.owner:
         case Owner.UPSTREAM:
-            arguments = {"direct": "", "first": "jump, out", "spread": "jump, out"}.get(
-                kind, "192.0.2.2:1080"
-            )
-            if option.name == "unix":
-                arguments = ""
+            members = {"direct": "", "first": "jump, out", "spread": "jump, out"}
+            arguments = "" if option.name == "unix" else members.get(kind, "192.0.2.2:1080")
             statement = f"upstream x = {kind} {arguments} {{ {written} }}\nmatch 192.0.2.9 -> via x"
         case Owner.LISTENER:
             statement = f"listen x = {kind} 127.0.0.1:1080 {{ {written} }}"
@@ -81,9 +78,9 @@ def test_an_option_is_for_its_kinds_only() -> None:
 def test_what_cannot_stand_together_is_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     kind = "spread" if "by" in names else "socks5"
     rows = [options_of(Owner.UPSTREAM, kind)[name] for name in names]
-    text = policy_with(
-        rows["unix" in names and names.index("unix")], kind, ", ".join(row.syntax for row in rows)
-    )
+    # `unix` first: it decides whether the proxy has an address.
+    rows.sort(key=lambda row: row.name != "unix")
+    text = policy_with(rows[0], kind, ", ".join(row.syntax for row in rows))
     assert codes(checked(tmp_path, text))[0] == "UR109"
 
 
