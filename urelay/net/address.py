@@ -143,7 +143,8 @@ def parse_endpoint(text: str) -> Endpoint:
     if not colon:
         raise AddressError(f"`{printable(text)}` names no port")
     if ":" in host and not host.startswith("["):
-        raise AddressError(f"`{printable(text)}` needs brackets round the IPv6 address: [{host}]:{port}")
+        hint = f"[{printable(host)}]:{printable(port)}"
+        raise AddressError(f"`{printable(text)}` needs brackets round the IPv6 address: {hint}")
     return Endpoint(parse_host(host), parse_port(port))
 
 
@@ -167,7 +168,11 @@ class Prefix(NamedTuple):
 
     def __contains__(self, address: object) -> bool:
         """Whether a packed address lies in the block."""
-        if not isinstance(address, bytes) or len(address) * 8 != self.bits:
+        return isinstance(address, bytes) and self.holds(address)
+
+    def holds(self, address: Address) -> bool:
+        """Whether a packed address lies in the block (as `in` does, in words a type checker follows)."""
+        if len(address) * 8 != self.bits:
             return False
         return int.from_bytes(address) >> (self.bits - self.length) == self.first >> (self.bits - self.length)
 
