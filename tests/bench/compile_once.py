@@ -13,7 +13,6 @@ def main() -> None:
     """The policy is the one argument."""
     start = time.perf_counter()
     from urelay.policy.check import check_file
-
     from urelay.table.compile import compile_policy
 
     checked = check_file(sys.argv[1])
