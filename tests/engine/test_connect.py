@@ -300,6 +300,24 @@ def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
     run(main)
 
 
+def test_waiting_for_a_backlog_can_be_cancelled(tmp_path: Path) -> None:
+    async def main() -> None:
+        with unix_listener(tmp_path / "s", backlog=0):
+            first = await connect_unix(str(tmp_path / "s"), 1)
+            before = descriptors()
+            task = asyncio.get_running_loop().create_task(connect_unix(str(tmp_path / "s"), 5))
+            while descriptors() == before:
+                await asyncio.sleep(0)
+            task.cancel()
+            # The error is held, so that its traceback cannot lose the socket for us.
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            assert descriptors() == before, caught
+            first.close()
+
+    run(main)
+
+
 def test_a_backlog_that_stays_full_is_a_timeout(tmp_path: Path) -> None:
     async def main() -> None:
         with unix_listener(tmp_path / "s", backlog=0):

@@ -369,7 +369,9 @@ def test_a_socks4_proxy_is_asked_for_ipv4_answers_only(hosts: Path) -> None:
     async def main() -> None:
         old = proxy("old", way.at, UpstreamKind.SOCKS4)
         world = World([route(region(), Via("old"))], upstreams=[old], hosts=hosts)
-        await says(await world.dial("www.example", goal.at.port), b"goal")
+        dialed = await world.dial("www.example", goal.at.port)
+        assert dialed.tries == (str(way.at), f"old to {goal.at}")
+        await says(dialed, b"goal")
         error = await world.fail("six.example", goal.at.port)
         assert str(error) == "upstream `old` is a SOCKS4 proxy, which knows no IPv6"
 
@@ -383,7 +385,11 @@ def test_answers_that_go_another_way_are_not_mixed_in(hosts: Path) -> None:
     async def main() -> None:
         routes = [route(region(), Direct()), route(region("127.0.0.2"), Via("corp"), 2)]
         world = World(routes, upstreams=[proxy("corp", way.at, dns="local")], hosts=hosts)
-        with refusing(parse_address("127.0.0.3")) as there:
+        with (
+            refusing(parse_address("127.0.0.3")) as there,
+            # Somebody listens at the address that is to be reached through the proxy only.
+            socket.create_server(("127.0.0.2", there.port)),
+        ):
             error = await world.fail("two.example", there.port)
         assert error.failure is Failure.REFUSED
         assert not way.requests
