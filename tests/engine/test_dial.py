@@ -219,6 +219,20 @@ def test_an_address_rewritten_to_a_name_is_resolved(hosts: Path) -> None:
     run(main)
 
 
+def test_a_second_name_is_not_resolved(hosts: Path) -> None:
+    """An answer that a route rewrites to another name ends in an error that says so."""
+
+    async def main() -> None:
+        action = Action(Direct(), Rewrite(ToName("here.example")))
+        world = World([ANY_DIRECT, route(region("127.0.0.2"), action, 2)], hosts=hosts)
+        error = await world.fail("four.example", 80)
+        assert str(error) == (
+            "four.example:80 leads to here.example:80, and only one name is resolved for a connection"
+        )
+
+    run(main)
+
+
 def test_a_name_nobody_knows_is_told() -> None:
     async def main() -> None:
         error = await World([ANY_DIRECT]).fail("www.example", 80)
