@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from urelay.engine.connect import Timeouts, connect_tcp, connect_unix, far_end
+from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
 from urelay.engine.logins import Logins
 from urelay.engine.resolve import Resolver
 from urelay.errors import AddressError, DialError, Failure
@@ -53,22 +53,23 @@ class Dialed:
 
 
 class Judge(Protocol):
-    """What a dial needs of a table (urelay.table.compile.Table is one)."""
+    """What a dial needs of a table: urelay.table.evaluate.Table is one, and so is what wraps it."""
 
     @property
     def policy(self) -> Policy:
-        """The policy it was compiled from."""
+        """The policy it speaks for."""
 
     def settle(
         self,
         decision: Decision,
-        name: Host,
+        host: Host,
         address: Address,
         port: int,
         source: Address | None = None,
         listener: str | None = None,
+        /,
     ) -> Decision:
-        """What `decision` becomes for one address its name resolved to; `name`, `port`: as asked."""
+        """What `decision` becomes for one address that the name in it resolved to."""
 
 
 class Denied(DialError):
@@ -116,6 +117,7 @@ class Dialer:
         self._logins = logins
         self._timeouts = timeouts or Timeouts()
         self._ask = proxies.ask
+        self._kinds = frozenset(proxies.TYPES)
 
     async def dial(self, table: Judge, decision: Decision, asked: Asked) -> Dialed:
         """Open the way `decision` names for `asked`; takes at most the whole of the timeouts.
@@ -148,6 +150,7 @@ class _Dial:
         self._logins = dialer._logins
         self._timeouts = dialer._timeouts
         self._ask = dialer._ask
+        self._kinds = dialer._kinds
         self._table = table
         self._asked = asked
         self._tries: list[str] = []
@@ -189,17 +192,8 @@ class _Dial:
 
     async def _direct(self, goals: Sequence[_Goal], timeouts: Timeouts) -> Dialed:
         by_target = {goal.target: goal for goal in reversed(goals)}
-        sock = await connect_tcp([goal.target for goal in goals], timeouts, self._tries)
-        try:
-            far = far_end(sock)
-            # connect_tcp answers for it: the far end is one of those that were asked for.
-            assert far is not None
-            return self._dialed(sock, by_target[far].decision, str(far))
-        except BaseException as error:
-            sock.close()
-            if isinstance(error, OSError):
-                raise DialError(Failure.REFUSED, f"{goals[0].target}: reset as soon as connected") from None
-            raise
+        sock, far = await connect_tcp([goal.target for goal in goals], timeouts, self._tries)
+        return self._dialed(sock, by_target[far].decision, str(far))
 
     async def _unix(self, goal: _Goal) -> Dialed:
         host = goal.target.host
@@ -228,6 +222,9 @@ class _Dial:
         proxies = [upstream for upstream in chain if upstream.kind is not UpstreamKind.DIRECT]
         if not proxies:
             return await self._direct(goals, timeouts)
+        for proxy in proxies:
+            if proxy.kind not in self._kinds:
+                raise DialError(Failure.ERROR, f"upstream `{proxy.name}` is no SOCKS proxy: {proxy.kind}")
         if proxies[-1].kind is UpstreamKind.SOCKS4:
             goals = [goal for goal in goals if len(goal.target.host) == 4] or goals
         for goal in goals[:_ADDRESSES_BY_PROXY]:
@@ -264,10 +261,10 @@ class _Dial:
             host, port = _endpoint(proxy)
             addresses = (host,) if isinstance(host, bytes) else await self._proxy_addresses(host)
             endpoints = [Endpoint(address, port) for address in addresses]
-            sock = await connect_tcp(endpoints, timeouts, self._tries)
+            sock, far = await connect_tcp(endpoints, timeouts, self._tries)
         except DialError as error:
             raise DialError(error.failure, f"upstream `{proxy.name}`: {error}") from None
-        return sock, str(far_end(sock))
+        return sock, str(far)
 
     async def _next_hop(self, proxy: Upstream, following: Upstream) -> Endpoint:
         """What `proxy` is asked for so that `following` is reached."""
@@ -304,5 +301,5 @@ def _chain(policy: Policy, name: str) -> list[Upstream]:
 
 def _endpoint(proxy: Upstream) -> Endpoint:
     if proxy.endpoint is None:
-        raise DialError(Failure.ERROR, f"upstream `{proxy.name}` has no address to connect to")
+        raise DialError(Failure.ERROR, f"`{proxy.name}` has no address to connect to")
     return proxy.endpoint
