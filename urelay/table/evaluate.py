@@ -58,8 +58,8 @@ class _Asked:
 
     source: Address | None
     listener: str | None
-    name: str | None = None
-    """A host name that has been resolved, and `answer`, one of its addresses"""
+    name: Host | None = None
+    """The host name that has been resolved; `answer` is one of its addresses"""
     answer: Address | None = None
 
     def address_of(self, host: Host) -> Host:
@@ -131,30 +131,36 @@ class Table:
         matches no `on`; without a source no `from` matches. A Decision with `needs_address` is
         provisional: see `settle`.
         """
-        world = self.world_for(listener, source) if table is None else self.world(table)
-        # Hot: nearly every decision is made in these few lines, by a constant of the table.
-        if len(destination) == 4 and destination.__class__ is bytes:
-            leaf = world.v4.lookup(destination)
+        if table is not None:
+            world = self.world(table)
+        elif listener in self._choices:
+            world = self.world_for(listener, source)
         else:
-            if isinstance(destination, bytes):
-                destination = unmap(destination)
+            world = self._main
+        # Hot: nearly every decision is made in the next few lines, by a constant of the table.
+        if destination.__class__ is bytes and len(destination) == 4:
+            leaf = world.v4.lookup(destination)
+            candidate = leaf.sole or leaf.find(port, source, listener)
+            if candidate is not None and candidate.decision is not None:
+                return candidate.decision
+        elif isinstance(destination, bytes):
+            destination = unmap(destination)
             leaf = world.leaf(destination)
-        candidate = leaf.sole or leaf.find(port, source, listener)
-        if candidate is not None:
-            decision = candidate.decision
-            if decision is not None and not (
-                len(destination) == 16
-                and isinstance(destination, bytes)
-                and dials(decision)
-                and (leaf.carries_ipv4 or is_isatap(destination))
-            ):
-                return decision
+            candidate = leaf.sole or leaf.find(port, source, listener)
+            if candidate is not None and candidate.decision is not None:
+                embeds = leaf.carries_ipv4 or is_isatap(destination)
+                if not (embeds and dials(candidate.decision)):
+                    return candidate.decision
+        else:
+            candidate = world.names.lookup(destination).find(port, source, listener)
+            if candidate is not None and candidate.decision is not None:
+                return candidate.decision
         return self._walk(world, Endpoint(destination, port), _Asked(source, listener))
 
     def settle(
         self,
         decision: Decision,
-        name: Host,
+        host: Host,
         address: Address,
         port: int,
         source: Address | None = None,
@@ -163,17 +169,14 @@ class Table:
     ) -> Decision:
         """What `decision`, which needs an address, becomes for one `address` of the resolved name.
 
-        `name` (an address, if it was a rewrite that made it a name), `port` and the rest are as they
-        were asked of `decide`; the name that was resolved is `decision.destination`'s where a
-        rewrite set it, else `name`. The result names the address to dial in `destination` and never
-        needs another one.
+        `host`, `port` and the rest are as they were asked of `decide`; the name that was resolved is
+        `decision.destination`'s where a rewrite set it, else `host`. The result names the address
+        to dial in `destination` and never needs another one.
         """
-        resolved = name if isinstance(name, str) else None
-        if decision.destination is not None and isinstance(decision.destination.host, str):
-            resolved = decision.destination.host
+        resolved = host if decision.destination is None else decision.destination.host
         world = self.world_for(listener, source) if table is None else self.world(table)
         asked = _Asked(source, listener, resolved, unmap(address))
-        return self._walk(world, Endpoint(name, port), asked)
+        return self._walk(world, Endpoint(host, port), asked)
 
     # --- the walk
 
