@@ -18,16 +18,17 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from urelay.engine.connect import Timeouts, connect_tcp, connect_unix, far_end
+from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
 from urelay.engine.logins import Logins
 from urelay.engine.resolve import Resolver
 from urelay.errors import AddressError, DialError, Failure
 from urelay.net import paths
-from urelay.net.address import Address, Endpoint, Host
+from urelay.net.address import Address, Endpoint
 from urelay.policy.model import DenyHow, Outcome, Policy, Upstream, UpstreamKind
 from urelay.table.decision import Decision
+from urelay.table.evaluate import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +51,6 @@ class Dialed:
     """What `sock` is connected to: an endpoint, a proxy's endpoint, or the path of a unix socket"""
     tries: tuple[str, ...]
     """Everything that was tried, in order: endpoints, and what proxies were asked for"""
-
-
-class Judge(Protocol):
-    """What a dial needs of a table (urelay.table.compile.Table is one)."""
-
-    @property
-    def policy(self) -> Policy:
-        """The policy it was compiled from."""
-
-    def settle(
-        self,
-        decision: Decision,
-        name: Host,
-        address: Address,
-        port: int,
-        source: Address | None = None,
-        listener: str | None = None,
-    ) -> Decision:
-        """What `decision` becomes for one address its name resolved to; `name`, `port`: as asked."""
 
 
 class Denied(DialError):
@@ -106,7 +88,7 @@ class _Goal(NamedTuple):
 class Dialer:
     """Opens ways out; one for a policy, since it holds the logins of its upstreams.
 
-    Making one imports python-socks (some 40 ms), so that no connection has to wait for that.
+    Making one imports python-socks (tens of milliseconds), so that no connection has to wait for that.
     """
 
     def __init__(self, resolver: Resolver, logins: Logins, timeouts: Timeouts | None = None) -> None:
@@ -117,7 +99,7 @@ class Dialer:
         self._timeouts = timeouts or Timeouts()
         self._ask = proxies.ask
 
-    async def dial(self, table: Judge, decision: Decision, asked: Asked) -> Dialed:
+    async def dial(self, table: Table, decision: Decision, asked: Asked) -> Dialed:
         """Open the way `decision` names for `asked`; takes at most the whole of the timeouts.
 
         Raises DialError, and Denied when the policy says so of every address. Cancelling is safe.
@@ -143,7 +125,7 @@ class Dialer:
 class _Dial:
     """One dial: what is asked, by which table, and what was tried so far."""
 
-    def __init__(self, dialer: Dialer, table: Judge, asked: Asked) -> None:
+    def __init__(self, dialer: Dialer, table: Table, asked: Asked) -> None:
         self._resolver = dialer._resolver
         self._logins = dialer._logins
         self._timeouts = dialer._timeouts
@@ -189,17 +171,8 @@ class _Dial:
 
     async def _direct(self, goals: Sequence[_Goal], timeouts: Timeouts) -> Dialed:
         by_target = {goal.target: goal for goal in reversed(goals)}
-        sock = await connect_tcp([goal.target for goal in goals], timeouts, self._tries)
-        try:
-            far = far_end(sock)
-            # connect_tcp answers for it: the far end is one of those that were asked for.
-            assert far is not None
-            return self._dialed(sock, by_target[far].decision, str(far))
-        except BaseException as error:
-            sock.close()
-            if isinstance(error, OSError):
-                raise DialError(Failure.REFUSED, f"{goals[0].target}: reset as soon as connected") from None
-            raise
+        sock, far = await connect_tcp([goal.target for goal in goals], timeouts, self._tries)
+        return self._dialed(sock, by_target[far].decision, str(far))
 
     async def _unix(self, goal: _Goal) -> Dialed:
         host = goal.target.host
@@ -264,10 +237,10 @@ class _Dial:
             host, port = _endpoint(proxy)
             addresses = (host,) if isinstance(host, bytes) else await self._proxy_addresses(host)
             endpoints = [Endpoint(address, port) for address in addresses]
-            sock = await connect_tcp(endpoints, timeouts, self._tries)
+            sock, far = await connect_tcp(endpoints, timeouts, self._tries)
         except DialError as error:
             raise DialError(error.failure, f"upstream `{proxy.name}`: {error}") from None
-        return sock, str(far_end(sock))
+        return sock, str(far)
 
     async def _next_hop(self, proxy: Upstream, following: Upstream) -> Endpoint:
         """What `proxy` is asked for so that `following` is reached."""
@@ -304,5 +277,5 @@ def _chain(policy: Policy, name: str) -> list[Upstream]:
 
 def _endpoint(proxy: Upstream) -> Endpoint:
     if proxy.endpoint is None:
-        raise DialError(Failure.ERROR, f"upstream `{proxy.name}` has no address to connect to")
+        raise DialError(Failure.ERROR, f"`{proxy.name}` has no address to connect to")
     return proxy.endpoint

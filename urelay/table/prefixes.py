@@ -31,7 +31,7 @@ _RULE_BITS = 24
 _LENGTH_BITS = 8
 MAX_RULES = 1 << _RULE_BITS
 
-_MOST_INDEX_BITS = 18
+_MOST_INDEX_BITS = 20
 _from_bytes = int.from_bytes  # one attribute less to look up, for every connection
 
 
