@@ -91,21 +91,21 @@ class CarefulJudge:
     def settle(
         self,
         decision: Decision,
-        name: Host,
+        host: Host,
         address: Address,
         port: int,
         source: Address | None = None,
         listener: str | None = None,
     ) -> Decision:
         """What the table says of `address`, unless dialling it would reach a listener of ours."""
-        settled = self._table.settle(decision, name, address, port, source, listener)
-        host, port = settled.destination or Endpoint(address, port)
-        if settled.outcome is not Outcome.DIRECT or isinstance(host, str):
+        settled = self._table.settle(decision, host, address, port, source, listener)
+        target = settled.destination or Endpoint(address, port)
+        if settled.outcome is not Outcome.DIRECT or isinstance(target.host, str):
             return settled
-        own = self._own.leads_back(host, port)
+        own = self._own.leads_back(target.host, target.port)
         if own is None:
             return settled
-        why = f"{Endpoint(host, port)} is our own listener `{own}`"
+        why = f"{target} is our own listener `{own}`"
         return replace(settled, outcome=Outcome.DENY, deny_how=DenyHow.REFUSED, why=why)
 
 
