@@ -167,7 +167,11 @@ class Prefix(NamedTuple):
 
     def __contains__(self, address: object) -> bool:
         """Whether a packed address lies in the block."""
-        if not isinstance(address, bytes) or len(address) * 8 != self.bits:
+        return isinstance(address, bytes) and self.holds(address)
+
+    def holds(self, address: Address) -> bool:
+        """Whether a packed address lies in the block (as `in` does, in words a type checker follows)."""
+        if len(address) * 8 != self.bits:
             return False
         return int.from_bytes(address) >> (self.bits - self.length) == self.first >> (self.bits - self.length)
 

@@ -1,0 +1,177 @@
+"""What stands at the end of a lookup: the routes and walls for one destination, strongest first.
+
+A *candidate* is one element of a rule, with its destination already matched: it may still ask for
+ports, a source and a listener. A *layer* holds the candidates that say the very same destination,
+in the order of precedence (fewer ports, longer source, named listener; the policy's before the
+guard's). A *leaf* is the layers around a destination from the most specific outwards, the walls'
+first: so "walk up" is the loop over them. Layers are shared between leaves; a leaf is cut after the
+first candidate that asks for nothing, since whatever follows it never wins.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from urelay.net.address import Address, Prefix
+from urelay.policy.model import ALL_PORTS, Outcome, PortRange, Route, Wall
+from urelay.table.decision import Decision
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One element of a rule at a destination."""
+
+    ports: PortRange | None
+    source: Prefix | None
+    listeners: frozenset[str] | None
+    rule: Route | Wall
+    decision: Decision | None
+    """What it decides; None when that depends on the connection (a rewrite, a `lookup`)."""
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether it matches every connection to its destination."""
+        return (self.ports or ALL_PORTS) == ALL_PORTS and self.source is None and self.listeners is None
+
+    @property
+    def guarding(self) -> bool:
+        """Whether it is the guard's."""
+        return isinstance(self.rule, Route) and self.rule.guard
+
+    @property
+    def order(self) -> tuple[bool, int, int, bool]:
+        """Sorts candidates of one destination, the strongest first (language: precedence b to d)."""
+        ports = self.ports or ALL_PORTS
+        length = -1 if self.source is None else self.source.length
+        return self.guarding, ports.width, -length, self.listeners is None
+
+
+# A candidate as the hot path wants it: first and last port; how many bytes its sources have (0: any
+# source), the shift and the value to compare; the listeners; itself.
+Row: TypeAlias = tuple[int, int, int, int, int, frozenset[str] | None, Candidate]
+
+_FEW = 8
+"""Up to here scanning the rows costs less than finding the port's share of them."""
+
+
+class Layer:
+    """The candidates that say the very same destination, strongest first; never empty."""
+
+    __slots__ = ("_cells", "_cuts", "candidates", "rows")
+
+    def __init__(self, candidates: Iterable[Candidate]) -> None:
+        """Sorts, and cuts after the first unconditional one; equals stay in the order given."""
+        ordered = sorted(candidates, key=lambda candidate: candidate.order)
+        self.candidates = tuple(_cut(ordered))
+        self.rows = tuple(_row(candidate) for candidate in self.candidates)
+        self._cuts: list[int] = []
+        self._cells: list[tuple[Row, ...]] = []
+        if len(self.rows) > _FEW:
+            self._split()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing less specific can win."""
+        return self.candidates[-1].unconditional
+
+    def rows_at(self, port: int) -> tuple[Row, ...]:
+        """The rows that may match at `port`: few, however many ports the policy names."""
+        if self._cuts:
+            return self._cells[bisect_right(self._cuts, port) - 1]
+        return self.rows
+
+    def _split(self) -> None:
+        """Cut the ports where a row begins or ends, and note the rows of each piece."""
+        self._cuts = sorted({0} | {row[0] for row in self.rows} | {row[1] + 1 for row in self.rows})
+        beginning: dict[int, list[int]] = {}
+        ending: dict[int, list[int]] = {}
+        for at, row in enumerate(self.rows):
+            beginning.setdefault(row[0], []).append(at)
+            ending.setdefault(row[1] + 1, []).append(at)
+        inside: set[int] = set()
+        for cut in self._cuts:
+            inside.difference_update(ending.get(cut, ()))
+            inside.update(beginning.get(cut, ()))
+            cell: list[Row] = []
+            for at in sorted(inside):
+                row = self.rows[at]
+                cell.append(row)
+                if not row[2] and row[5] is None:
+                    break
+            self._cells.append(tuple(cell))
+
+
+class Leaf:
+    """The layers of one destination. Compared by identity: the same leaf decides the same."""
+
+    __slots__ = ("carries_ipv4", "layers", "routes", "sole", "walls")
+
+    def __init__(self, walls: tuple[Layer, ...], routes: tuple[Layer, ...], carries_ipv4: bool) -> None:
+        self.walls = walls
+        self.routes = routes
+        self.layers = walls + routes
+        self.carries_ipv4 = carries_ipv4
+        """IPv6 only: addresses here embed IPv4 ones, which the final check must see as well."""
+        first = self.layers[0].candidates[0] if self.layers else None
+        self.sole = first if first is not None and first.unconditional else None
+        """The winner for every connection, when there is such a one."""
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """In winning order: walls, then routes; cut after the first unconditional one.
+
+        Where addresses carry IPv4 ones, candidates that dial have no decision of their own.
+        """
+        found = _cut(candidate for layer in self.layers for candidate in layer.candidates)
+        if self.carries_ipv4:
+            found = [
+                replace(candidate, decision=None) if dials(candidate.decision) else candidate
+                for candidate in found
+            ]
+        return tuple(found)
+
+    def find(self, port: int, source: Address | None, listener: str | None) -> Candidate | None:
+        """The winner for one connection, or None when nothing here matches it."""
+        # Hot: no helper calls, and the most common case (no source asked for) first.
+        for layer in self.layers:
+            for first, last, width, shift, value, listeners, candidate in layer.rows_at(port):
+                if (
+                    first <= port <= last
+                    and (
+                        not width
+                        or (
+                            source is not None
+                            and len(source) == width
+                            and int.from_bytes(source) >> shift == value
+                        )
+                    )
+                    and (listeners is None or listener in listeners)
+                ):
+                    return candidate
+        return None
+
+
+def dials(decision: Decision | None) -> bool:
+    """Whether a decision sends the destination's address somewhere."""
+    return decision is not None and (decision.outcome is Outcome.DIRECT or decision.outcome is Outcome.VIA)
+
+
+def _cut(candidates: Iterable[Candidate]) -> list[Candidate]:
+    kept: list[Candidate] = []
+    for candidate in candidates:
+        kept.append(candidate)
+        if candidate.unconditional:
+            break
+    return kept
+
+
+def _row(candidate: Candidate) -> Row:
+    first, last = candidate.ports or ALL_PORTS
+    source = candidate.source
+    if source is None:
+        return first, last, 0, 0, 0, candidate.listeners, candidate
+    shift = source.bits - source.length
+    return first, last, source.bits // 8, shift, source.first >> shift, candidate.listeners, candidate
