@@ -1,0 +1,121 @@
+"""Asks SOCKS proxies for connections, with python-socks, over sockets that are already connected.
+
+python-socks's own Proxy opens its TCP connection itself, resolves through getaddrinfo and knows no
+unix sockets; so this uses its connectors, the part that speaks the protocol, over our sockets. They
+read exactly what a reply holds, byte by byte of it, so what a server says first stays in the socket.
+What a proxy answers is hostile: it is bounded (at most 262 bytes are read a reply), it ends in
+success or in a DialError, and no exception of the library leaves, since some of them show secrets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from python_socks import ProxyType
+from python_socks._abc import AsyncResolver, AsyncSocketStream
+from python_socks._connectors.factory_async import create_connector
+from python_socks._protocols.errors import ReplyError
+
+from urelay.engine.connect import failure_of, words
+from urelay.engine.logins import Credentials
+from urelay.errors import DialError, Failure
+from urelay.net.address import Endpoint, host_text, printable
+from urelay.policy.model import Upstream, UpstreamKind
+
+_TYPES = {UpstreamKind.SOCKS4: ProxyType.SOCKS4, UpstreamKind.SOCKS5: ProxyType.SOCKS5}
+
+# RFC 1928, 6. SOCKS4 has one code for every failure (0x5b) and two about identd: all are ERROR.
+_FAILURES5 = {
+    2: Failure.DENIED,
+    3: Failure.NET_UNREACHABLE,
+    4: Failure.HOST_UNREACHABLE,
+    5: Failure.REFUSED,
+    6: Failure.TTL_EXPIRED,
+}
+
+
+async def ask(sock: socket.socket, upstream: Upstream, login: Credentials | None, target: Endpoint) -> None:
+    """Have the proxy at the other end of `sock` connect to `target`; then `sock` leads there.
+
+    A host name is sent as it is. Raises DialError; `sock` is the caller's to close.
+    """
+    kind = _TYPES.get(upstream.kind)
+    if kind is None:
+        raise DialError(Failure.ERROR, f"upstream `{upstream.name}` is no SOCKS proxy")
+    if kind is ProxyType.SOCKS4 and isinstance(target.host, bytes) and len(target.host) == 16:
+        # Left to itself the library would send the text of the address as a host name.
+        raise DialError(
+            Failure.NET_UNREACHABLE, f"upstream `{upstream.name}` is a SOCKS4 proxy, which knows no IPv6"
+        )
+    user = password = None
+    if login is not None:
+        user, password = _Octets.of(login.user), _Octets.of(login.password)
+    connector = create_connector(kind, user, password, True, _NoResolver())
+    try:
+        await connector.connect(_Stream(sock), host_text(target.host), target.port)
+    except ReplyError as error:
+        failure = _FAILURES5.get(error.error_code or 0, Failure.ERROR)
+        if kind is ProxyType.SOCKS4:
+            failure = Failure.ERROR
+        raise DialError(failure, f"upstream `{upstream.name}`: {_lowered(str(error))}") from None
+    except EOFError:
+        raise DialError(
+            Failure.ERROR, f"upstream `{upstream.name}` closed the connection before its reply was whole"
+        ) from None
+    except OSError as error:
+        # The proxy was reached and then failed: a reset here says nothing of the destination.
+        failure = Failure.TIMEOUT if failure_of(error) is Failure.TIMEOUT else Failure.ERROR
+        raise DialError(failure, f"upstream `{upstream.name}`: {words(error)} while asking it") from None
+    except ValueError:
+        # Bound addresses of a wrong length, names that are no UTF-8.
+        raise DialError(Failure.ERROR, f"upstream `{upstream.name}` answers what is not SOCKS") from None
+
+
+class _Stream(AsyncSocketStream):
+    """The three things a connector does with a socket; it opens and closes nothing."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+
+    async def write(self, data: bytes) -> None:
+        await self._loop.sock_sendall(self._sock, data)
+
+    async def read_exactly(self, n: int) -> bytes:
+        data = b""
+        while len(data) < n:
+            piece = await self._loop.sock_recv(self._sock, n - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
+
+class _NoResolver(AsyncResolver):
+    """Names are sent or were resolved before: the connector has no business asking."""
+
+
+class _Octets(str):
+    """A login as python-socks wants it, which is ASCII text, sent as what RFC 1929 has: octets.
+
+    Each character is one byte, so the lengths the library counts are right; its reprs show nothing.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, octets: bytes) -> _Octets:
+        return cls(octets.decode("latin-1"))
+
+    def encode(self, encoding: str = "latin-1", errors: str = "strict") -> bytes:
+        """The octets, whatever encoding is asked for."""
+        return super().encode("latin-1")
+
+    def __repr__(self) -> str:
+        return "<login>"
+
+
+def _lowered(text: str) -> str:
+    shown = printable(text)
+    return shown[:1].lower() + shown[1:]
