@@ -1,0 +1,202 @@
+"""A pump with real sockets on loopback: the relay's loop in a thread, the peers blocking in the test.
+
+Leaving the rig proves that nothing is left: no descriptor, no pipe in use, no handler, no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from urelay.engine.limits import Limits
+from urelay.engine.poller import Poller
+from urelay.engine.pump import Flow, Pump
+from urelay.engine.record import End
+from urelay.engine.timers import Wheel
+
+T = TypeVar("T")
+PATIENCE_S = 20.0
+
+
+class LoopThread:
+    """An event loop in a thread of its own; `call` runs a function in it and returns its result."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="relay", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[[], T]) -> T:
+        async def run() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE_S)
+
+    def run(self, coroutine: object) -> object:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE_S)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(PATIENCE_S)
+        self.loop.close()
+
+
+@dataclass
+class Ended:
+    """The owner of one flow: what it was told."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    bytes_up: int = -1
+    bytes_down: int = -1
+    end: End | None = None
+    error: str | None = None
+
+    def flow_ended(self, bytes_up: int, bytes_down: int, end: End, error: str | None) -> None:
+        assert not self.done.is_set(), "a flow ends once"
+        self.bytes_up, self.bytes_down, self.end, self.error = bytes_up, bytes_down, end, error
+        self.done.set()
+
+    def wait(self, seconds: float = PATIENCE_S) -> Ended:
+        assert self.done.wait(seconds), "the flow never ended"
+        return self
+
+
+@dataclass
+class Run:
+    """One relayed connection: the two peers, and how it ended."""
+
+    client: socket.socket
+    server: socket.socket
+    ended: Ended
+
+
+class Rig:
+    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008
+        self.thread = LoopThread()
+        self.pump: Pump = self.thread.call(lambda: self._make(limits))
+        self.runs: list[Run] = []
+
+    def _make(self, limits: Limits) -> Pump:
+        loop = self.thread.loop
+        self.poller = Poller(loop)
+        self.wheel = Wheel(loop, limits.tick_s)
+        return Pump(loop, self.poller, self.wheel, limits)
+
+    def flow(
+        self,
+        *,
+        early: bytes = b"",
+        idle_s: float = 0,
+        small: int = 0,
+        server_pair: tuple[socket.socket, socket.socket] | None = None,
+    ) -> Run:
+        """A flow between two fresh loopback connections; `small` bounds every kernel buffer, in bytes."""
+        client, inner = tcp_pair(small)
+        server, outer = server_pair or tcp_pair(small)
+        inner.setblocking(False)
+        outer.setblocking(False)
+        run = Run(client, server, Ended())
+        self.runs.append(run)
+
+        def start() -> None:
+            flow = Flow(self.pump, inner, outer, run.ended, idle_s, early)
+            flow.start(client_watched=False, upstream_watched=False)
+
+        self.thread.call(start)
+        return run
+
+    def close(self) -> None:
+        for run in self.runs:
+            run.client.close()
+            run.server.close()
+        for run in self.runs:
+            run.ended.wait()
+        assert self.thread.call(lambda: len(self.poller)) == 0, "a handler is left"
+        assert self.thread.call(lambda: len(self.wheel)) == 0, "a timer is left"
+        assert self.pump.pipes.in_use == 0, "a pipe is left"
+
+        def stop() -> None:
+            self.pump.close()
+            self.wheel.close()
+            self.poller.close()
+
+        self.thread.call(stop)
+        assert self.pump.pipes.open == 0
+        self.thread.close()
+
+
+def tcp_pair(small: int = 0) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a loopback connection, both blocking with a timeout."""
+    with socket.socket() as listener:
+        if small:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, small)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, small)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        near = socket.socket()
+        if small:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, small)
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, small)
+        near.connect(listener.getsockname())
+        far, _ = listener.accept()
+    for sock in (near, far):
+        sock.settimeout(PATIENCE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return near, far
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Everything until the end of file."""
+    parts = []
+    while part := sock.recv(1 << 17):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def read_until_reset(sock: socket.socket) -> bytes:
+    """Everything before the reset; fails on a clean end of file."""
+    parts = []
+    while True:
+        try:
+            part = sock.recv(1 << 17)
+        except ConnectionResetError:
+            return b"".join(parts)
+        assert part, "a reset arrived as an end of file"
+        parts.append(part)
+
+
+def descriptors() -> set[str]:
+    """The open descriptors of this process, and what they are."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+    return found
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """What was opened inside is closed at the end."""
+    before = len(os.listdir("/proc/self/fd"))
+    shown = descriptors()
+    yield
+    after = len(os.listdir("/proc/self/fd"))
+    assert after <= before, sorted(descriptors() - shown)
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Position-coded bytes: every 8 hold their offset and the seed, so a mismatch names its place."""
+    return struct.pack(f"<{size // 8 + 1}Q", *range(seed << 32, (seed << 32) + size // 8 + 1))[:size]

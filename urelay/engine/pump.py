@@ -1,0 +1,581 @@
+"""Bytes both ways between two sockets: the hot path.
+
+Theory of operation
+-------------------
+A *flow* is two *directions*, each with a source, a destination and what is held in between. The
+sockets are registered once, edge-triggered, and never re-armed: an event on a socket wakes the
+direction that reads it, and the one that writes it if that holds something.
+
+INVARIANT: nothing is read while something is held. So EAGAIN on reading always means that the
+source is empty, a stalled reader costs one burst and no more, and an end of file or an error is
+seen only when everything before it has been delivered: a half-close may be forwarded on the spot.
+
+Small bursts are copied through one buffer shared by all (`recv_into`, `send`). A read that fills
+the buffer turns the direction to splicing through a pipe, a short splice turns it back. A burst
+starts at 64 KiB and grows to the pipe's size only once the peer is proven to read, so readers that
+never do hold little. What a copy could not deliver is put into a pipe too, where it costs kernel
+pages only while it is there.
+
+After a *short* read the source is empty, so the next read is left out, unless something is queued
+behind the data that the same edge announced: an end of file, an error, urgent data. Then the
+direction is `eager` and reads until it is told to stop.
+
+How things end
+--------------
+- *end of file* is forwarded as a half-close; both ended means close.
+- *reset* is kept apart. The first error of each socket is recorded (`errno`, of the source), for the
+  kernel reports it once: afterwards reading yields 0, which then is not an end of file, and a write
+  or SO_ERROR may have taken it. What the broken socket had sent is delivered first; the survivor is
+  reset when its peer has acknowledged all of it (SIOCOUTQ) or at a deadline, because a reset
+  discards what is still queued. A unix socket knows no reset: it is closed.
+- *timeout* resets both sides: nobody shall take it for the end of the data.
+
+A flow that is over keeps no reference to its directions, nor they to it, so that nothing waits for
+the garbage collector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+import sys
+import termios
+from typing import TYPE_CHECKING, Protocol
+
+from urelay.engine.pipes import Pipe, PipePool
+from urelay.engine.record import End
+
+if TYPE_CHECKING:
+    import asyncio
+    from socket import SocketType
+
+    from urelay.engine.limits import Limits
+    from urelay.engine.poller import Poller
+    from urelay.engine.timers import Wheel
+
+BUFFER_BYTES = 1 << 16
+FIRST_BURST = 1 << 16
+"""Spliced at a time until the peer has proven to read"""
+PROOF_BYTES = 1 << 19
+"""What a peer has acknowledged when it is proven to read: more than any kernel takes unread by default"""
+_SMALL_BURST = 1 << 14
+"""A splice that brings less is dearer than a copy"""
+_PIPED_REST = 1 << 12
+"""What a copy left over is held in a pipe from here on"""
+_TURN_BURSTS = 16
+_TURN_BYTES = 1 << 21
+"""A direction moves this much at most before the others get their turn: about half a millisecond"""
+
+_OPEN, _ENDED, _OVER = range(3)
+
+_IN = select.EPOLLIN
+_OUT = select.EPOLLOUT
+_BEHIND = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
+_DEAD = select.EPOLLHUP | select.EPOLLERR
+_SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+_KEEPALIVE_FROM_S = 30.0
+"""Flows that live this long get keepalives and a user timeout; shorter ones save the system calls"""
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000),
+)
+_LINGER_NOT = struct.pack("ii", 1, 0)
+_FIRST_LOOK_S = 0.002
+_LAST_LOOK_S = 0.25
+
+
+class Owner(Protocol):
+    """Who is told when a flow is over."""
+
+    def flow_ended(self, bytes_up: int, bytes_down: int, end: End, error: str | None) -> None:
+        """Both sockets are closed, or will be when this batch ends."""
+
+
+class Pump:
+    """What all flows share. Must be closed, after its flows."""
+
+    __slots__ = (
+        "_delay_s",
+        "_look",
+        "_loop",
+        "_resetting",
+        "buffer",
+        "limits",
+        "pipes",
+        "poller",
+        "view",
+        "wheel",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller, wheel: Wheel, limits: Limits) -> None:
+        self.poller = poller
+        self.wheel = wheel
+        self.limits = limits
+        self.pipes = PipePool(limits.max_pipes)
+        self.buffer = bytearray(BUFFER_BYTES)
+        self.view = memoryview(self.buffer)
+        self._loop = loop
+        self._resetting: list[Direction] = []
+        self._look: asyncio.TimerHandle | None = None
+        self._delay_s = 0.0
+
+    def close(self) -> None:
+        """Close the pooled pipes."""
+        if self._look is not None:
+            self._look.cancel()
+        self._resetting.clear()
+        self.pipes.close()
+
+    def watch_reset(self, direction: Direction) -> None:
+        """Look now and then whether the reset that `direction` owes its destination may be sent.
+
+        The kernel has no event for "everything is acknowledged", so this asks, at intervals that
+        double up to a quarter of a second; one timer serves all.
+        """
+        self._resetting.append(direction)
+        self._delay_s = _FIRST_LOOK_S
+        if self._look is not None:
+            self._look.cancel()
+        self._look = self._loop.call_later(self._delay_s, self._look_at_resets)
+
+    def _look_at_resets(self) -> None:
+        self._look = None
+        now = self._loop.time()
+        watched, self._resetting = self._resetting, []
+        self._resetting += [each for each in watched if not each.reset_if_due(now)]
+        if self._resetting and self._look is None:
+            self._delay_s = min(self._delay_s * 2, _LAST_LOOK_S)
+            self._look = self._loop.call_later(self._delay_s, self._look_at_resets)
+
+
+class Direction:
+    """Bytes one way. It stands for its source in the poller."""
+
+    __slots__ = (
+        "back", "burst", "copy_only", "count", "dst", "eager", "errno", "flow", "held", "last", "pipe",
+        "pump", "rest", "src", "state",
+    )  # fmt: skip
+
+    back: Direction
+    """The other way; unset when the flow is over"""
+    flow: Flow
+    """Unset when the flow is over"""
+
+    def __init__(self, pump: Pump, src: SocketType, dst: SocketType, early: bytes, now: float) -> None:
+        self.pump = pump
+        self.src = src
+        self.dst = dst
+        self.state = _OPEN
+        self.count = 0
+        """Bytes the destination's kernel has taken"""
+        self.held = len(early)
+        """Bytes read and not delivered: in `pipe` if there is one, else in `rest`"""
+        self.rest: bytes | memoryview = early
+        self.pipe: Pipe | None = None
+        self.burst = 0
+        """What one splice asks for; 0 means copying"""
+        self.copy_only = False
+        self.eager = False
+        self.errno = 0
+        """The first error of `src`"""
+        self.last = now
+        """Loop time of the last progress"""
+
+    def on_event(self, events: int) -> None:
+        """`src` is ready for something."""
+        if events & _OUT and self.state != _OVER and self.back.held:
+            self.back.move()
+        if events & _BEHIND:
+            self._look_behind(events)
+        elif events & _IN:
+            self.move()
+
+    def on_crash(self) -> None:
+        """End the flow, whatever state it is in."""
+        if self.state != _OVER:
+            self.flow.finish(End.ERROR, "internal error", reset=(self.src, self.dst))
+
+    def resume(self) -> None:
+        """The next turn of a direction that had more to move than one turn allows."""
+        self.move()
+
+    def move(self) -> None:
+        """Deliver what is held; then read and deliver until either side stops it, or the turn is over."""
+        if self.held and not self._flush():
+            return
+        if self.state:
+            return
+        moved = 0
+        for _ in range(_TURN_BURSTS):
+            # Most common case first: one small burst, copied, and the source is empty.
+            step = self._splice() if self.burst else self._copy()
+            if not step:
+                return
+            moved += step
+            if moved >= _TURN_BYTES:
+                break
+        self.pump.poller.again(self)
+
+    def reset_if_due(self, now: float) -> bool:
+        """Reset the destination if what went before is delivered or has had its time; True if over."""
+        if self.state == _OVER:
+            return True
+        delivered = self.state == _ENDED and _unacknowledged(self.dst) == 0
+        if delivered or now >= self.flow.reset_by:
+            self.flow.finish_broken(self)
+            return True
+        return False
+
+    def let_go(self) -> None:
+        """Give up what is held: there is nobody to deliver it to."""
+        if self.pipe is not None:
+            if self.held:
+                self.pump.pipes.drop(self.pipe)
+            else:
+                self.pump.pipes.give(self.pipe)
+            self.pipe = None
+        self.held = 0
+        self.rest = b""
+
+    def _copy(self) -> int:
+        """One burst through the shared buffer; returns its size if there may be more, else 0."""
+        pump = self.pump
+        try:
+            size = self.src.recv_into(pump.buffer)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._source_broke(error.errno or errno.EIO)
+            return 0
+        if not size:
+            self._source_ended()
+            return 0
+        self.last = pump.poller.now
+        try:
+            sent = self.dst.send(pump.view[:size])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._sink_broke(error.errno or errno.EIO)
+            return 0
+        self.count += sent
+        if sent < size:
+            self._hold(pump.view[sent:size])
+            return 0
+        if size < BUFFER_BYTES:
+            return size if self.eager else 0
+        if not self.copy_only:
+            self.burst = FIRST_BURST
+        return size
+
+    def _splice(self) -> int:
+        """One burst through a pipe; returns its size if there may be more, else 0."""
+        pipe = self.pipe
+        if pipe is None:
+            pipe = self.pipe = self.pump.pipes.take()
+            if pipe is None:
+                self.burst = 0
+                return self._copy()
+        try:
+            size = os.splice(self.src.fileno(), pipe.writer, self.burst, flags=_SPLICE)
+        except BlockingIOError:
+            self._return_pipe()
+            return 0
+        except OSError as error:
+            self._return_pipe()
+            if error.errno == errno.EINVAL:
+                self._stop_splicing()
+                return self._copy()
+            self._source_broke(error.errno or errno.EIO)
+            return 0
+        if not size:
+            self._return_pipe()
+            self._source_ended()
+            return 0
+        self.held = size
+        if not self._flush():
+            return 0
+        if size < _SMALL_BURST:
+            self.burst = 0
+            self._return_pipe()
+        elif size == self.burst < pipe.size and self._reader_is_proven():
+            self.burst = min(2 * size, pipe.size)
+        return size
+
+    def _flush(self) -> bool:
+        """Deliver what is held; True if all of it went."""
+        try:
+            if self.pipe is None:
+                sent = self.dst.send(self.rest)
+                self._delivered(sent)
+                self.rest = memoryview(self.rest)[sent:] if self.held else b""
+                return not self.held
+            while self.held:
+                # Until it is empty or refuses: a short splice promises no later event.
+                sent = os.splice(self.pipe.reader, self.dst.fileno(), self.held, flags=_SPLICE)
+                if not sent:
+                    return self._flush_by_copy()
+                self._delivered(sent)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno == errno.EINVAL and self.pipe is not None:
+                return self._flush_by_copy()
+            self._sink_broke(error.errno or errno.EIO)
+            return False
+        if not self.burst:
+            self._return_pipe()
+        return True
+
+    def _flush_by_copy(self) -> bool:
+        """The destination cannot be spliced to: what is in the pipe goes first, then copies."""
+        pipe = self.pipe
+        assert pipe is not None
+        self.rest = os.read(pipe.reader, self.held)
+        self.pipe = None
+        self.pump.pipes.give(pipe)
+        self._stop_splicing()
+        return self._flush()
+
+    def _stop_splicing(self) -> None:
+        self.copy_only = True
+        self.burst = 0
+
+    def _return_pipe(self) -> None:
+        if self.pipe is not None:
+            self.pump.pipes.give(self.pipe)
+            self.pipe = None
+
+    def _delivered(self, size: int) -> None:
+        self.held -= size
+        self.count += size
+        self.last = self.pump.poller.now
+
+    def _hold(self, rest: memoryview) -> None:
+        """Keep what a copy could not deliver. The buffer is everybody's, so it must be emptied now."""
+        self.held = len(rest)
+        pipe = self.pump.pipes.take() if len(rest) >= _PIPED_REST else None
+        if pipe is not None:
+            # An empty pipe of 64 KiB or more takes a whole buffer; else it goes, bytes and all.
+            if os.write(pipe.writer, rest) == len(rest):
+                self.pipe = pipe
+                return
+            self.pump.pipes.drop(pipe)
+        self.rest = bytes(rest)
+
+    def _reader_is_proven(self) -> bool:
+        return self.burst > FIRST_BURST or self.count - _unacknowledged(self.dst) >= PROOF_BYTES
+
+    def _look_behind(self, events: int) -> None:
+        """More than data was announced: an end, an error, or urgent data."""
+        if events & select.EPOLLPRI:
+            # Urgent data stays in its place in the stream. A splice would stop in front of it for ever.
+            self.src.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            self._stop_splicing()
+            if not self.held:
+                self._return_pipe()
+        self.eager = True
+        if self.state == _OPEN:
+            if self.held and events & select.EPOLLERR:
+                # It broke behind data that cannot be delivered yet; the error stays where it is.
+                self.flow.expect_reset(self)
+            self.move()
+        if self.state == _ENDED and not self.errno and events & _DEAD:
+            # It had said its last word, and now takes none either.
+            if self.src.family == socket.AF_UNIX and not events & select.EPOLLERR:
+                self.flow.finish(End.EOF)
+            else:
+                self._source_broke(self.src.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _source_ended(self) -> None:
+        """The source yields no more; nothing is held."""
+        if self.errno:
+            self._source_broke(self.errno)
+            return
+        self.state = _ENDED
+        if self.back.state:
+            self.flow.finish(End.EOF)
+            return
+        try:
+            self.dst.shutdown(socket.SHUT_WR)
+        except OSError:
+            # The destination is broken, and the event that says so is on its way.
+            self.back.eager = True
+
+    def _source_broke(self, number: int) -> None:
+        """The source failed, and all it had sent before has been passed on."""
+        self.errno = self.errno or number or errno.ECONNRESET
+        self.state = self.back.state = _ENDED
+        self.back.let_go()
+        self.flow.reset_when_delivered(self)
+
+    def _sink_broke(self, number: int) -> None:
+        """The destination failed. What it had sent before may still be read, so the other way goes on."""
+        back = self.back
+        back.errno = back.errno or number
+        self.let_go()
+        self.state = _ENDED
+        if back.state:
+            self.flow.reset_when_delivered(back)
+        else:
+            self.flow.expect_reset(back)
+            back.eager = True
+            back.move()
+
+
+class Flow:
+    """Two directions and what they have in common."""
+
+    __slots__ = ("_idle_s", "_kept_alive", "_owner", "_pump", "_started", "down", "reset_by", "slot", "up")
+
+    up: Direction
+    """From the client; unset when the flow is over"""
+    down: Direction
+    """To the client; unset when the flow is over"""
+
+    def __init__(self, pump: Pump, client: SocketType, upstream: SocketType, owner: Owner, idle_s: float,
+                 early: bytes = b"") -> None:  # fmt: skip
+        """`early`: what the client sent behind its request. The sockets must be non-blocking."""
+        now = pump.poller.touch()
+        self.slot = 0
+        self.up = up = Direction(pump, client, upstream, early, now)
+        self.down = down = Direction(pump, upstream, client, b"", now)
+        up.back, down.back = down, up
+        up.flow = down.flow = self
+        self.reset_by = 0.0
+        self._pump = pump
+        self._owner = owner
+        self._idle_s = idle_s
+        self._started = now
+        self._kept_alive = False
+
+    def start(self, *, client_watched: bool, upstream_watched: bool) -> None:
+        """Begin to move bytes. Raises OSError when the kernel will not watch another socket."""
+        pump = self._pump
+        for direction, watched in ((self.up, client_watched), (self.down, upstream_watched)):
+            if watched:
+                # Its edge has been told to somebody else: look what is there.
+                pump.poller.assign(direction.src, direction)
+                pump.poller.again(direction)
+            else:
+                pump.poller.add(direction.src, direction)
+        pump.wheel.set(self, self._started + min(self._check_s, _KEEPALIVE_FROM_S))
+
+    def on_timer(self, now: float) -> None:
+        """Time to see whether anything moved; ends the flow, or sets the next such time."""
+        if not self._kept_alive and now - self._started >= _KEEPALIVE_FROM_S:
+            self._keep_alive()
+        limits = self._pump.limits
+        stalled_s = limits.stalled_s
+        wait_s = self._check_s
+        holds = False
+        for direction in (self.up, self.down):
+            if direction.held:
+                holds = True
+                if stalled_s:
+                    left = direction.last + stalled_s - now
+                    if left <= 0:
+                        taker = self._side(direction.dst)
+                        self.abort(End.TIMEOUT, f"the {taker} took no byte for {stalled_s:g} s")
+                        return
+                    wait_s = min(wait_s, left)
+        half = self.up.state or self.down.state
+        quiet_s = limits.half_closed_s if half else self._idle_s
+        # What is held waits for a reader, whose patience is measured above.
+        if quiet_s and not holds:
+            left = max(self.up.last, self.down.last) + quiet_s - now
+            if left <= 0:
+                self.abort(End.TIMEOUT, f"no byte for {quiet_s:g} s" + (", half closed" if half else ""))
+                return
+            wait_s = min(wait_s, left)
+        self._pump.wheel.set(self, now + wait_s)
+
+    def on_crash(self) -> None:
+        """End the flow, whatever state it is in."""
+        if hasattr(self, "up"):
+            self.abort(End.ERROR, "internal error")
+
+    def abort(self, end: End, error: str | None) -> None:
+        """Reset both sides."""
+        self.finish(end, error, reset=(self.up.src, self.down.src))
+
+    def expect_reset(self, direction: Direction) -> None:
+        """The source of `direction` is broken: what it has sent has this long to be delivered."""
+        if not self.reset_by:
+            self.reset_by = self._pump.poller.touch() + self._pump.limits.reset_drain_s
+            self._pump.watch_reset(direction)
+
+    def reset_when_delivered(self, direction: Direction) -> None:
+        """The source of `direction` is broken and has been read to its end: the survivor is next."""
+        if direction.back.errno or direction.dst.family == socket.AF_UNIX:
+            self.finish_broken(direction)
+        elif _unacknowledged(direction.dst) == 0:
+            self.finish_broken(direction)
+        else:
+            self.expect_reset(direction)
+
+    def finish_broken(self, direction: Direction) -> None:
+        """End the flow as the source of `direction` ended it."""
+        end, text = _BROKEN.get(
+            direction.errno, (End.ERROR, "the {side} failed: " + os.strerror(direction.errno).lower())
+        )
+        self.finish(end, text.format(side=self._side(direction.src)), reset=(direction.dst,))
+
+    def finish(self, end: End, error: str | None = None, reset: tuple[SocketType, ...] = ()) -> None:
+        """Close both sockets, those in `reset` with a reset, and tell the owner. Once."""
+        up, down = self.up, self.down
+        up.state = down.state = _OVER
+        up.let_go()
+        down.let_go()
+        for sock in reset:
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        pump = self._pump
+        pump.poller.retire(up.src)
+        pump.poller.retire(down.src)
+        pump.wheel.cancel(self)
+        del up.back, up.flow, down.back, down.flow, self.up, self.down
+        self._owner.flow_ended(up.count, down.count, end, error)
+
+    @property
+    def _check_s(self) -> float:
+        """At most this long between two looks, so that a half-close is noticed in time without a timer."""
+        return min(
+            self._pump.limits.half_closed_s or 60.0, self._idle_s or 60.0, self._pump.limits.stalled_s or 60.0
+        )
+
+    def _side(self, sock: SocketType) -> str:
+        return "client" if sock is self.up.src else "server"
+
+    def _keep_alive(self) -> None:
+        self._kept_alive = True
+        for sock in (self.up.src, self.down.src):
+            if sock.family != socket.AF_UNIX:
+                # A socket that broke meanwhile refuses; its event is on its way.
+                with contextlib.suppress(OSError):
+                    for level, option, value in _KEEPALIVE:
+                        sock.setsockopt(level, option, value)
+
+
+_BROKEN = {
+    errno.ECONNRESET: (End.RESET, "reset by the {side}"),
+    errno.EPIPE: (End.RESET, "reset by the {side}"),
+    errno.ETIMEDOUT: (End.TIMEOUT, "the {side} stopped answering"),
+}
+
+
+def _unacknowledged(sock: SocketType) -> int:
+    """Bytes in the send queue that the peer's kernel has not acknowledged (SIOCOUTQ); 0 if it cannot tell."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
+    except OSError:
+        return 0

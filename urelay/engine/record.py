@@ -1,0 +1,126 @@
+"""What is known of a connection once it has ended: all that the access log needs.
+
+A Record keeps the values it was given and turns them into text only when asked, because most of
+them are never asked (`log off`) and the rest belong to whoever writes the log.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from urelay.lang.source import Origin
+from urelay.net.address import Endpoint, host_text
+from urelay.policy.model import Outcome
+from urelay.table.decision import Decision
+
+
+class End(enum.StrEnum):
+    """How a connection ended."""
+
+    EOF = "eof"
+    """Both sides said everything they had to say"""
+    RESET = "reset"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+    """The way out was not to be had: refused, unreachable, or it led back to the relay"""
+    DENIED = "denied"
+    ERROR = "error"
+
+
+class Record(NamedTuple):
+    """One finished connection."""
+
+    id: int
+    """Unique in this process, in the order of arrival"""
+    ts: float
+    """Seconds since the epoch when it was accepted"""
+    listener: str
+    client: Endpoint | None
+    """Whose connection it was; None on a unix socket"""
+    asked: Endpoint | None
+    """Where it wanted to go; None when it ended before saying so"""
+    user: str | None
+    """Who logged in to the listener"""
+    decision: Decision | None
+    """The last word of the policy; None when it was never asked"""
+    dialed: str | None
+    """What answered: `10.0.0.1:80`, a unix path, or None"""
+    tries: tuple[str, ...]
+    """Everything that was dialled, in order, where more than one thing was"""
+    bytes_up: int
+    """Client bytes the other side's kernel took"""
+    bytes_down: int
+    duration_s: float
+    end: End
+    error: str | None
+
+    @property
+    def policy(self) -> str | None:
+        """The digest of the policy that decided."""
+        return None if self.decision is None else self.decision.policy
+
+    @property
+    def source(self) -> str | None:
+        """The client's endpoint as text."""
+        return None if self.client is None else str(self.client)
+
+    @property
+    def destination(self) -> str | None:
+        """The address asked for as text; None when a name was asked for."""
+        return None if self.asked is None or isinstance(self.asked.host, str) else host_text(self.asked.host)
+
+    @property
+    def name(self) -> str | None:
+        """The host name asked for; None when an address was asked for."""
+        return self.asked.host if self.asked is not None and isinstance(self.asked.host, str) else None
+
+    @property
+    def port(self) -> int | None:
+        """The port asked for."""
+        return None if self.asked is None else self.asked.port
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the policy said."""
+        return None if self.decision is None else self.decision.outcome
+
+    @property
+    def table(self) -> str | None:
+        """The table that decided."""
+        return None if self.decision is None else self.decision.table
+
+    @property
+    def route(self) -> Origin | None:
+        """The route that decided; None for a wall and for the default deny."""
+        return None if self.decision is None else self.decision.route
+
+    @property
+    def wall(self) -> Origin | None:
+        """The wall that decided."""
+        return None if self.decision is None else self.decision.wall
+
+    @property
+    def upstream(self) -> str | None:
+        """The upstream it went through."""
+        return None if self.decision is None else self.decision.upstream
+
+    @property
+    def rewrites(self) -> tuple[str, ...]:
+        """Every destination a rewrite produced on the way."""
+        return () if self.decision is None else tuple(str(endpoint) for endpoint in self.decision.rewrites)
+
+    @property
+    def tag(self) -> str | None:
+        """The route's `tag`."""
+        return None if self.decision is None else self.decision.settings.tag
+
+    @property
+    def log(self) -> str:
+        """How much of it the route wants logged: `end`, `full` or `off`."""
+        return "end" if self.decision is None else self.decision.settings.log
+
+    @property
+    def duration_ms(self) -> int:
+        """From accept to end."""
+        return round(self.duration_s * 1000)
