@@ -1,0 +1,432 @@
+"""Where connections go, followed as whole sets: through rewrites and lookups to the final check.
+
+Theory of operation. A *trail* is a set of connections (a cube of addresses, or one class of names,
+with a box) that has met the same routes so far, with the bit maps and the shift of ports that lead from
+what the client asked for to where it goes now. At each table the trail is cut where the image
+crosses into another leaf, and in the leaf where another candidate wins; the cuts are made in the
+image and traced back. What a rewrite may refuse (bits 64 to 71, special-use IPv4 under 64:ff9b::/96)
+and what the final check may refuse (walls and the guard, about the address and about every IPv4
+address read out of it) cut a trail as well. Where a trail ends, all its connections are decided
+alike, and the forwarder's own evaluator, asked about one of them, says how.
+
+Cutting too often is harmless; cutting too rarely would be a false proof. So the cuts follow
+urelay.table.evaluate step by step, and a test compares every address of small universes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias
+
+from urelay.analysis.boxes import Box, partition
+from urelay.analysis.cubes import (
+    ISATAP,
+    LOW_32,
+    SIX_TO_FOUR,
+    TEREDO_CLIENT,
+    TEREDO_SERVER,
+    U_OCTET_ZERO,
+    BitMap,
+    Cube,
+    cube_of,
+    cubes_between,
+    embedding,
+    extraction,
+    image_through,
+    onto,
+    origin_through,
+)
+from urelay.net import nat64
+from urelay.net.address import Endpoint, Host, Prefix, address_of, host_prefix
+from urelay.policy.model import (
+    ALL_PORTS,
+    Deny,
+    FromNat64,
+    Lookup,
+    NamePattern,
+    PortRange,
+    Rewrite,
+    Route,
+    Silent,
+    ToName,
+    ToNat64,
+    ToPrefix,
+    Unix,
+    Wall,
+)
+from urelay.table.evaluate import MAX_LOOKUPS, Table
+from urelay.table.leaf import Candidate, Leaf
+from urelay.table.world import World
+
+NameClass: TypeAlias = NamePattern | None
+"""Names decided alike: the name itself, all below it that no longer pattern covers; None: the rest."""
+
+MAPPED = Cube(6, 0xFFFF << 32, 0xFFFF_FFFF)
+"""::ffff:0:0/96: never a destination, since it becomes its IPv4 address on arrival."""
+
+_SPECIAL = tuple(cube_of(block) for block, _ in nat64.SPECIAL_IPV4)
+# Inside 192.0.0.0/24, and yet globally reachable (RFC 7723, RFC 8155).
+_GLOBAL = tuple(Cube(4, 0xC000_0000 + last, 0) for last in (9, 10))
+
+
+@dataclass(frozen=True, slots=True)
+class Bearing:
+    """How a trail gets from what was asked for to where it goes now."""
+
+    maps: tuple[BitMap, ...] = ()
+    """From the address asked for to the address now, the first one first; unused once `fixed` is set"""
+    fixed: Host | None = None
+    """The destination now, where it is the same for the whole trail"""
+    shift: int = 0
+    """From a port asked for to the port now"""
+    port: int | None = None
+    """The port now, where it is the same for the whole trail"""
+
+    def of(self, origin: Cube | NameClass, port: int) -> Endpoint:
+        """Where the lowest address of `origin` goes when `port` was asked for."""
+        port = port + self.shift if self.port is None else self.port
+        if self.fixed is not None:
+            return Endpoint(self.fixed, port)
+        assert isinstance(origin, Cube)
+        return Endpoint(image_through(self.maps, Cube(origin.family, origin.value, 0)).example, port)
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """Connections that have fared alike so far."""
+
+    origin: Cube | NameClass
+    """The destinations asked for"""
+    box: Box
+    """Ports, sources and listeners, as asked for"""
+    bearing: Bearing
+    steps: tuple[tuple[str, Route, Bearing], ...] = ()
+    """The routes met that rewrite or look up: their table, and the bearing on arrival there"""
+    final: Candidate | None = None
+    """At the end: who decided, before the final check"""
+    loops: bool = False
+    """At the end: it came back to where it was, or went through too many tables"""
+
+    @property
+    def now(self) -> Endpoint:
+        """Where the example of this trail (its lowest address and port) goes now."""
+        return self.bearing.of(self.origin, self.box.ports.first)
+
+    @property
+    def image(self) -> Cube:
+        """The addresses now; for a trail whose destination is an address."""
+        if self.bearing.fixed is None:
+            assert isinstance(self.origin, Cube)
+            return image_through(self.bearing.maps, self.origin)
+        assert isinstance(self.bearing.fixed, bytes)
+        return cube_of(host_prefix(self.bearing.fixed))
+
+    @property
+    def box_now(self) -> Box:
+        """Ports, sources and listeners as the tables see them now."""
+        ports, sources, listeners = self.box
+        shift, port = self.bearing.shift, self.bearing.port
+        now = PortRange(ports.first + shift, ports.last + shift) if port is None else PortRange(port, port)
+        return Box(now, sources, listeners)
+
+    def boxed(self, now: Box) -> Trail:
+        """The part in `now`, which is a part of `box_now`."""
+        ports, shift = now.ports, self.bearing.shift
+        asked = (
+            PortRange(ports.first - shift, ports.last - shift)
+            if self.bearing.port is None
+            else self.box.ports
+        )
+        return replace(self, box=Box(asked, now.sources, now.listeners))
+
+    def within(self, target: Cube | None, reading: tuple[BitMap, ...] = ()) -> Trail | None:
+        """The part whose address now, read through `reading`, lies in `target`."""
+        back = origin_through(reading, target) if target is not None else None
+        if back is None:
+            return None
+        if self.bearing.fixed is not None:
+            return self if self.image.meet(back) else None
+        back = origin_through(self.bearing.maps, back)
+        assert isinstance(self.origin, Cube)
+        part = self.origin.meet(back) if back is not None else None
+        return replace(self, origin=part) if part is not None else None
+
+    def outside(self, target: Cube) -> Iterator[Trail]:
+        """The parts whose address now does not lie in `target`."""
+        if self.bearing.fixed is not None:
+            if not self.image.meet(target):
+                yield self
+            return
+        assert isinstance(self.origin, Cube)
+        back = origin_through(self.bearing.maps, target)
+        for part in self.origin.without(back) if back is not None else (self.origin,):
+            yield replace(self, origin=part)
+
+    def mapped(self, step: BitMap) -> Trail:
+        """The same connections with another address."""
+        bearing = self.bearing
+        if bearing.fixed is None:
+            return replace(self, bearing=replace(bearing, maps=(*bearing.maps, step)))
+        return replace(self, bearing=replace(bearing, fixed=step.image(self.image).example))
+
+
+class Walker:
+    """Follows trails through the worlds of one table."""
+
+    def __init__(self, table: Table) -> None:
+        """A walker remembers what it learns of the table, so use one for many questions."""
+        self.table = table
+        self._stretches: dict[tuple[int, int, Box], list[_Stretch]] = {}
+
+    def follow(self, world: World, trail: Trail) -> Iterator[Trail]:
+        """Every end of `trail` from `world` on; together they are all its connections."""
+        if isinstance(trail.bearing.fixed, str):
+            yield from self._at(world, world.names.lookup(trail.bearing.fixed), trail)
+            return
+        image = trail.image
+        if image.family == 6 and (mapped := trail.within(MAPPED)) is not None:
+            yield from self.follow(world, mapped.mapped(LOW_32))
+            for part in trail.outside(MAPPED):
+                yield from self.follow(world, part)
+            return
+        for first, last, leaf in leaves(world, image.family, image.value, image.last):
+            for target in cubes_between(image.family, first, last):
+                met = trail.within(target)
+                if met is not None:
+                    yield from self._at(world, leaf, met)
+
+    def _at(self, world: World, leaf: Leaf, trail: Trail) -> Iterator[Trail]:
+        for box, candidate in partition(leaf.candidates, trail.box_now):
+            part = replace(trail.boxed(box), final=candidate)
+            route = None if candidate is None else candidate.rule
+            if (
+                candidate is None
+                or not isinstance(route, Route)
+                or isinstance(route.action.deliver, Deny | Silent)
+            ):
+                yield part
+            elif _been(part, world):
+                yield replace(part, loops=True)
+            else:
+                yield from self._act(world, candidate, route, part)
+
+    def _act(self, world: World, candidate: Candidate, route: Route, trail: Trail) -> Iterator[Trail]:
+        """What a route that does not refuse does with a trail."""
+        deliver, rewrite = route.action.deliver, route.action.rewrite
+        ways: Iterable[tuple[Trail, bool]] = [(trail, True)]
+        if rewrite is not None or isinstance(deliver, Lookup):
+            trail = replace(trail, steps=(*trail.steps, (world.name, route, trail.bearing)))
+            ways = [(trail, True)] if rewrite is None else _rewritten(rewrite, candidate, trail)
+        for part, goes_on in ways:
+            if not goes_on:
+                yield part
+            elif isinstance(deliver, Lookup):
+                yield from self.follow(self.table.world(deliver.table), part)
+            elif isinstance(deliver, Unix) or isinstance(part.bearing.fixed, str):
+                yield part
+            else:
+                yield from self._check(world, part)
+
+    def _check(self, world: World, trail: Trail) -> Iterator[Trail]:
+        """The final check: cut wherever a spelling of the address may be refused, or not."""
+        parts = list(self._cut(world, trail, ())) if trail.steps else [trail]
+        if trail.image.family == 6:
+            for domain, reading in self._readings:
+                cut: list[Trail] = []
+                for part in parts:
+                    inside = part.within(domain)
+                    if inside is None:
+                        cut.append(part)
+                    else:
+                        cut.extend(part.outside(domain))
+                        cut.extend(self._cut(world, inside, (reading,)))
+                parts = cut
+        yield from parts
+
+    def _cut(self, world: World, trail: Trail, reading: tuple[BitMap, ...]) -> Iterator[Trail]:
+        """`trail` cut by who refuses its address, as `reading` reads it."""
+        image = image_through(reading, trail.image)
+        stretches: Iterable[_Stretch]
+        if image.size == 1:
+            # Most rewrites in practice name one host: no need to look at the whole world.
+            stretches = [
+                (image.value, image.value, partition(world.leaf(image.example).candidates, trail.box_now))
+            ]
+        else:
+            stretches = self.refusals(world, image.family, trail.box_now)
+        for first, last, boxes in stretches:
+            if last < image.value or first > image.last:
+                continue
+            for target in cubes_between(image.family, first, last):
+                part = trail.within(target, reading)
+                if part is not None:
+                    for box, _ in boxes:
+                        yield part.boxed(box)
+
+    def refusals(self, world: World, family: int, box: Box) -> list[_Stretch]:
+        """The addresses of a family in stretches: first, last, and `box` cut by what refuses there.
+
+        What refuses is a wall or a route of the guard. 0.0.0.0 stands alone: of the two readings of
+        an address under 64:ff9b:1::/48 the evaluator drops the one that is it. So do the blocks that
+        64:ff9b::/96 never carries.
+        """
+        key = id(world), family, box
+        known = self._stretches.get(key)
+        if known is None:
+            known = self._stretches[key] = list(_refusals(world, family, box))
+        return known
+
+    @cached_property
+    def _readings(self) -> tuple[tuple[Cube, BitMap], ...]:
+        """Which addresses may be read how (urelay.net.nat64.embedded_ipv4), on the generous side."""
+        own = [(cube_of(prefix), extraction(prefix.length)) for prefix in self.table.nat64]
+        return (*own, *_REGISTERED)
+
+
+_COMPATIBLE, _TRANSLATED, _WELL_KNOWN, _LOCAL_USE, _SIX_TO_FOUR, _TEREDO = map(cube_of, nat64.EMBEDDINGS)
+_Stretch: TypeAlias = tuple[int, int, list[tuple[Box, Candidate | None]]]
+
+_REGISTERED = (
+    (_COMPATIBLE, LOW_32),
+    (_TRANSLATED, LOW_32),
+    (_WELL_KNOWN, LOW_32),
+    (_LOCAL_USE, extraction(48)),
+    (_LOCAL_USE, LOW_32),
+    (_SIX_TO_FOUR, SIX_TO_FOUR),
+    (_TEREDO, TEREDO_SERVER),
+    (_TEREDO, TEREDO_CLIENT),
+    (ISATAP, LOW_32),
+)
+
+
+def leaves(world: World, family: int, first: int, last: int) -> Iterator[tuple[int, int, Leaf]]:
+    """The intervals of a world that meet `first` to `last`, cut to it."""
+    if first == last:
+        yield first, last, world.leaf(address_of(family, first))
+    else:
+        yield from (world.v4 if family == 4 else world.v6).between(first, last)
+
+
+def _refusals(world: World, family: int, box: Box) -> Iterator[_Stretch]:
+    whole: list[tuple[Box, Candidate | None]] = [(box, None)]
+    by_leaf: dict[int, list[tuple[Box, Candidate | None]]] = {}
+    bounds = _IPV4_BOUNDS if family == 4 else ()
+    begun: tuple[int, list[tuple[Box, Candidate | None]]] | None = None
+    for first, last, leaf in (world.v4 if family == 4 else world.v6).intervals():
+        boxes = by_leaf.get(id(leaf))
+        if boxes is None:
+            boxes = partition(leaf.candidates, box)
+            boxes = by_leaf[id(leaf)] = boxes if any(_refuses(candidate) for _, candidate in boxes) else whole
+        low = bisect_right(bounds, first)
+        for start in (first, *bounds[low : bisect_right(bounds, last)]):
+            if begun is not None and (begun[1] is not boxes or start != first):
+                yield begun[0], start - 1, begun[1]
+                begun = None
+            begun = begun or (start, boxes)
+    assert begun is not None
+    yield begun[0], (1 << (32 if family == 4 else 128)) - 1, begun[1]
+
+
+def _refuses(candidate: Candidate | None) -> bool:
+    return candidate is not None and (isinstance(candidate.rule, Wall) or candidate.guarding)
+
+
+def _been(trail: Trail, world: World) -> bool:
+    """Whether the example of a trail has met this table with this destination before."""
+    if len(trail.steps) >= MAX_LOOKUPS:
+        return True
+    port = trail.box.ports.first
+    now = world.name, trail.now
+    return any((name, bearing.of(trail.origin, port)) == now for name, _, bearing in trail.steps)
+
+
+def _rewritten(rewrite: Rewrite, candidate: Candidate, trail: Trail) -> Iterator[tuple[Trail, bool]]:
+    """A trail after a rewrite, in parts; False with those that the rewrite refuses."""
+    for part, goes_on in _moved(rewrite, trail):
+        if goes_on and rewrite.ports is not None:
+            bearing = part.bearing
+            if rewrite.ports.width == 1:
+                bearing = replace(bearing, port=rewrite.ports.first)
+            else:
+                change = rewrite.ports.first - (candidate.ports or ALL_PORTS).first
+                bearing = replace(
+                    bearing,
+                    shift=bearing.shift + change,
+                    port=None if bearing.port is None else bearing.port + change,
+                )
+            yield replace(part, bearing=bearing), True
+        else:
+            yield part, goes_on
+
+
+def _moved(rewrite: Rewrite, trail: Trail) -> Iterator[tuple[Trail, bool]]:
+    move = rewrite.move
+    if move is None:
+        yield trail, True
+    elif isinstance(move, ToName):
+        yield replace(trail, bearing=replace(trail.bearing, fixed=move.name)), True
+    elif isinstance(move, ToPrefix) and move.prefix.length == move.prefix.bits:
+        fixed = address_of(move.prefix.family, move.prefix.first)
+        yield replace(trail, bearing=replace(trail.bearing, fixed=fixed)), True
+    elif isinstance(trail.bearing.fixed, str):
+        # The name's address is not known yet: the forwarder asks again when it is.
+        yield trail, False
+    elif isinstance(move, ToPrefix):
+        same = trail.image.family == move.prefix.family
+        yield (trail.mapped(onto(move.prefix.family, move.prefix)) if same else trail), same
+    elif isinstance(move, ToNat64):
+        yield from _embedded(move, trail)
+    else:
+        yield from _extracted(move, trail)
+
+
+def _embedded(move: ToNat64, trail: Trail) -> Iterator[tuple[Trail, bool]]:
+    if trail.image.family == 6:
+        yield trail, False
+        return
+    for part, carried in _carried(move.prefix, trail):
+        yield (part.mapped(embedding(move.prefix)) if carried else part), carried
+
+
+def _extracted(move: FromNat64, trail: Trail) -> Iterator[tuple[Trail, bool]]:
+    whole: list[Trail] = [trail]
+    for domain in (cube_of(move.prefix), U_OCTET_ZERO):
+        left = []
+        for part in whole:
+            for refused in part.outside(domain):
+                yield refused, False
+            inside = part.within(domain)
+            if inside is not None:
+                left.append(inside)
+        whole = left
+    for part in whole:
+        yield from _carried(move.prefix, part.mapped(extraction(move.prefix.length)))
+
+
+def _carried(prefix: Prefix, trail: Trail) -> Iterator[tuple[Trail, bool]]:
+    """An IPv4 trail cut by whether `prefix` may carry its addresses (RFC 6052, 3.1)."""
+    if prefix != nat64.WELL_KNOWN:
+        yield trail, True
+        return
+    parts = [trail]
+    for block in (*_GLOBAL, *_SPECIAL):
+        left: list[Trail] = []
+        for part in parts:
+            inside = part.within(block)
+            if inside is not None:
+                yield inside, block in _GLOBAL
+            left.extend(part.outside(block) if inside is not None else (part,))
+        parts = left
+    for part in parts:
+        yield part, True
+
+
+# Where kinds of IPv4 address begin that a reading or 64:ff9b::/96 treats apart (:: and ::1 are hosts
+# of their own, not 0.0.0.0 and 0.0.0.1).
+_IPV4_BOUNDS = sorted(
+    {1, 2}
+    | {cut for cube in (*_GLOBAL, *_SPECIAL) for cut in (cube.value, cube.last + 1) if 0 < cut < 1 << 32}
+)
