@@ -76,27 +76,26 @@ class Opener:
     ) -> list[Opened]:
         """A socket for each listener, in their order.
 
-        `held` are the sockets the relay listens on already: where a key fits, the very same socket
-        is used again. Raises StartError with every listener that failed; then all that was opened
-        here is closed again, and `held` is as it was.
+        `held` are the sockets the relay listens on already: where a key fits, the listener gets
+        another descriptor of that socket. Raises StartError with every listener that failed; then
+        all that was opened here is closed again. `held` stays as it is, either way.
         """
         spare = dict(held or {})
-        opened, fresh, problems = [], [], []
+        opened: list[Opened] = []
+        problems = []
         claimed: set[int] = set()
         for listener in listeners:
             try:
                 key = _key(listener)
-                sock = spare.pop(key, None)
-                if sock is None:
-                    sock = self._open(listener, claimed)
-                    fresh.append(sock)
-                _set_options(listener, sock)
+                again = spare.pop(key, None)
+                sock = self._open(listener, claimed) if again is None else _duplicate(again.fileno())
                 opened.append(Opened(listener, key, sock))
+                _set_options(listener, sock)
             except StartError as error:
                 problems.append(f"{listener.origin}: listener `{listener.name}`: {error}")
         if problems:
-            for sock in fresh:
-                sock.close()
+            for one in opened:
+                one.sock.close()
             raise StartError(*problems)
         for descriptor in claimed:
             os.close(descriptor)
@@ -129,10 +128,12 @@ class Opener:
             raise StartError(f"descriptor {descriptor} belongs to another listener")
         if descriptor not in self._inherited:
             raise StartError(f"descriptor {descriptor} was not handed to this process")
+        sock = _duplicate(descriptor)
         try:
-            sock = _listening_duplicate(descriptor)
-        except OSError as error:
-            raise StartError(f"descriptor {descriptor} cannot be used: {_reason(error)}") from None
+            _check_listening(sock, f"descriptor {descriptor}")
+        except StartError:
+            sock.close()
+            raise
         claimed.add(descriptor)
         return sock
 
@@ -176,20 +177,22 @@ def _bind(address: bytes, port: int) -> socket.socket:
     return sock
 
 
-def _listening_duplicate(descriptor: int) -> socket.socket:
-    """Our own descriptor of an inherited listening TCP socket; raises StartError if it is none."""
-    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-        raise StartError(f"descriptor {descriptor} is not a socket")
-    sock = socket.socket(fileno=os.dup(descriptor))
+def _duplicate(descriptor: int) -> socket.socket:
+    """A socket object with a descriptor of its own; raises StartError."""
     try:
-        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-            raise StartError(f"descriptor {descriptor} is not a TCP socket")
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise StartError(f"descriptor {descriptor} is a TCP socket that does not listen")
-    except (StartError, OSError):
-        sock.close()
-        raise
-    return sock
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise StartError(f"descriptor {descriptor} is not a socket")
+        return socket.socket(fileno=os.dup(descriptor))
+    except OSError as error:
+        raise StartError(f"descriptor {descriptor} cannot be used: {_reason(error)}") from None
+
+
+def _check_listening(sock: socket.socket, called: str) -> None:
+    """Raises StartError unless it is a TCP socket that listens."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        raise StartError(f"{called} is not a TCP socket")
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise StartError(f"{called} is a TCP socket that does not listen")
 
 
 def _set_options(listener: Listener, sock: socket.socket) -> None:
