@@ -82,6 +82,13 @@ def test_a_cause_says_ten_lines_a_second_and_then_how_many_were_held_back(said: 
     ]
 
 
+def test_answers_to_the_operator_are_never_held_back(said: Said) -> None:
+    said.logger.name = "urelay.services.daemon"
+    for number in range(30):
+        said.logger.info("reloaded, round %d", number)
+    assert said.lines() == [f"urelay: reloaded, round {number}" for number in range(30)]
+
+
 def test_messages_put_together_from_what_clients_send_cost_bounded_memory(said: Said) -> None:
     handler = said.logger.handlers[0]
     for number in range(5000):

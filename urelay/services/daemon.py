@@ -93,6 +93,10 @@ def serve(path: str, options: Options) -> int:
 class Daemon:
     """The running relay and what may happen to it. Lives in one event loop, once."""
 
+    _relay: Relay
+    _generation: Generation
+    """The one that runs"""
+
     def __init__(
         self, path: str, options: Options, opener: Opener, resolver: Resolver, error_sink: Sink
     ) -> None:
@@ -148,7 +152,9 @@ class Daemon:
         return limits
 
     def _begin(self, generation: Generation, opened: Sequence[Opened]) -> None:
+        """Let clients in by the listeners of a generation, which is the one that runs from now on."""
         self._generation = generation
+        self._show(generation.warnings)
         for one in opened:
             self._add(one)
 
@@ -185,7 +191,7 @@ class Daemon:
             self._swap(generation)
         except PolicyError as error:
             self._show(error.diagnostics)
-            self._keep(f"{len(error.diagnostics)} errors")
+            self._keep("it has errors")
         except StartError as error:
             for problem in error.problems:
                 _log.error("%s", problem)
@@ -195,7 +201,6 @@ class Daemon:
             _log.exception("an unexpected error while reloading")
             self._keep("an unexpected error")
         else:
-            self._show(generation.warnings)
             _log.info("reloaded %s", generation.title)
 
     def _keep(self, why: str) -> None:
@@ -206,15 +211,11 @@ class Daemon:
         """Make another generation the one that runs; on StartError nothing has changed."""
         held = {one.key: one.sock for one in self._opened.values()}
         opened = self._opener.open(generation.policy.listeners.values(), held)
-        # The relay closes what is removed from it; a socket that stays gets a descriptor of its own.
-        opened = [dataclasses.replace(one, sock=one.sock.dup()) if one.key in held else one for one in opened]
-        self._generation = generation
         self._relay.replace(generation.table, self._dialer(generation))
-        for name in list(self._opened):
+        for name in self._opened:
             self._relay.remove_listener(name)
-            del self._opened[name]
-        for one in opened:
-            self._add(one)
+        self._opened.clear()
+        self._begin(generation, opened)
 
     def _show(self, diagnostics: Sequence[Diagnostic]) -> None:
         if diagnostics:
@@ -235,7 +236,13 @@ class Daemon:
 
     async def _drain(self) -> None:
         """Accept nobody any more, and wait for those who are connected."""
-        _log.info("stopping: connections may finish for %g s", self._options.drain_s)
+        for name in self._opened:
+            self._relay.remove_listener(name)
+        active = self._relay.snapshot().active
+        if active:
+            _log.info("stopping: %d connections may finish for %g s", active, self._options.drain_s)
+        else:
+            _log.info("stopping")
         self._notifier.stopping("waiting for connections to finish")
         try:
             async with asyncio.timeout(0 if self._in_a_hurry else None) as self._patience:

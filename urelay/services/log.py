@@ -5,7 +5,9 @@ know where it ends. Here a handler makes one line of each record, `urelay: warni
 a hostile name could put into it, and hands it to a sink that cannot block the event loop.
 
 A *cause* is a logger and a message before its arguments are filled in. Each may say ten lines a
-second; how many were held back is told when that cause is heard again.
+second; how many were held back is told when that cause is heard again. What `urelay.services` says
+is exempt: it answers the operator (a start, a reload, a stop), whom nothing sent by a client can
+make it do.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 LINES_A_SECOND = 10
 _CAUSES_KEPT = 256
 _LOGGERS = ("urelay", "asyncio")
+_ANSWERS = "urelay.services."
 
 
 class _Cause:
@@ -58,6 +61,8 @@ class LineHandler(logging.Handler):
 
     def _admit(self, key: tuple[str, str]) -> tuple[bool, int]:
         """Whether this one may be said, and how many like it could not be before."""
+        if key[0].startswith(_ANSWERS):
+            return True, 0
         now = self._clock()
         cause = self._causes.get(key)
         if cause is None:
