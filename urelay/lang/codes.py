@@ -108,6 +108,7 @@ CODES: dict[str, Code] = {
         _error("UR402", "an environment variable that is not set"),
         _error("UR403", "a network namespace that is missing"),
         _error("UR404", "a place that cannot be bound"),
+        _error("UR405", "something that this release checks and cannot serve yet"),
     )
 }
 """All codes, in order."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lark import Lark
+from lark import Lark, Token
+from lark.common import LexerConf
+from lark.lexer import Lexer
 
 from urelay.lang.build import Build
 from urelay.resources import resource_dir
@@ -31,8 +34,8 @@ class Grammar:
     keywords: dict[str, str]
     """The words of the language and their terminals: `match` is MATCH"""
     token: re.Pattern[str]
-    """Matches one token at any place in any text; the name of the group is the terminal, or one of
-    UNCLOSED (a string without an end) and JUNK (what no token starts with)"""
+    """Matches one token at any place in any text, and blanks before it, which are not in its group;
+    the name of the group is the terminal, UNCLOSED (a string without an end) or JUNK (anything else)"""
     answers: dict[tuple[str | int, ...], bool] = field(default_factory=dict, repr=False)
     """What `accepts` found out; the grammar has no deep nesting, so there are few stacks"""
 
@@ -61,11 +64,21 @@ def grammar() -> Grammar:
     for terminal in lark.terminals:
         if terminal.pattern.type == "str" and terminal.pattern.value.isalnum():
             keywords[terminal.pattern.value] = terminal.name
-        else:
+        elif terminal.name != "BLANK":
             patterns.append(f"(?P<{terminal.name}>{terminal.pattern.to_regexp()})")
     # A run of hyphens is taken whole, or a long one would be tried again from each of its places.
     patterns.append(r'(?P<UNCLOSED>"[^"\n]*)|(?P<JUNK>-+(?!>)|.)')
-    return Grammar(lark, keywords, re.compile("|".join(patterns)))
+    return Grammar(lark, keywords, re.compile(f"[ \\t]*(?:{'|'.join(patterns)})"))
+
+
+class _NoLexer(Lexer):
+    """Stands where Lark would build a lexer of its own: tokens come from urelay.lang.splitter."""
+
+    def __init__(self, conf: LexerConf) -> None:
+        self.conf = conf
+
+    def lex(self, lexer_state: Any, parser_state: Any) -> Iterator[Token]:
+        return iter(())
 
 
 def build_lark(*, strict: bool = False) -> Lark:
@@ -73,7 +86,7 @@ def build_lark(*, strict: bool = False) -> Lark:
     return Lark(
         (resource_dir("grammar") / "urr.lark").read_text(encoding="utf-8"),
         parser="lalr",
-        lexer="basic",
+        lexer="basic" if strict else _NoLexer,
         start=[STATEMENT, REGION],
         maybe_placeholders=False,
         strict=strict,

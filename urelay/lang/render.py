@@ -104,9 +104,7 @@ def _visible(text: str) -> str:
     """`text` with every character that a terminal might act upon replaced."""
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() else chr(0x2400 + ord(c)) if c < " " else "\ufffd" for c in text
-    )
+    return "".join(c if c.isprintable() else chr(0x2400 + ord(c)) if c < " " else "\ufffd" for c in text)
 
 
 def _width(text: str) -> int:
@@ -154,7 +152,8 @@ class _Page:
     ) -> Iterable[str]:
         """One file's lines."""
         span = (primary if primary in labels else labels[0]).span
-        yield f"{' ' * self.gutter}{self._paint(_GUTTER, arrow)} {_visible(source.path)}:{span.line}:{span.column}"
+        place = f"{_visible(source.path)}:{span.line}:{span.column}"
+        yield f"{' ' * self.gutter}{self._paint(_GUTTER, arrow)} {place}"
         yield self._bar()
         by_line: dict[int, list[Label]] = {}
         for label in labels:

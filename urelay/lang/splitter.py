@@ -29,6 +29,7 @@ _OPENS_ANYTHING = re.compile(
     re.VERBOSE,
 )
 _IN_TABLES = frozenset({"match", "forbid", "expect"})
+_SPECIAL = frozenset({"LBRACE", "RBRACE", "COMMA", "UNCLOSED"})
 _GOES_ON = frozenset({"ARROW", "COMMA"})
 
 
@@ -88,32 +89,33 @@ class _Splitter:
         self.depth = 0  # len(braces), and one more for each `{` that an unclosed string ate
 
     def cuts(self) -> Iterator[Cut]:
+        source = self.source
         first_on_line = True
-        for match in grammar().token.finditer(self.source.text):
-            kind = match.lastgroup
-            if kind == "BLANK":
-                continue
-            assert kind is not None
-            lexeme = Lexeme(kind, match[0], match.start(), match.end(), self.source)
-            if kind == "COMMENT":
-                self.comments.append(lexeme)
-            elif kind == "NEWLINE":
+        for match in grammar().token.finditer(source.text):
+            kind = match.lastgroup or ""
+            lexeme = Lexeme(kind, match[kind], match.start(kind), match.end(), source)
+            if kind == "NEWLINE":
                 first_on_line = True
                 if self.depth:
                     self._separate(lexeme)
                 elif self.cut.lexemes and not self._goes_on():
                     yield self._finish()
+            elif kind == "COMMENT":
+                self.comments.append(lexeme)
             else:
                 if first_on_line:
                     first_on_line = False
                     yield from self._start_line(lexeme)
-                yield from self._take(lexeme)
+                if kind in _SPECIAL:
+                    yield from self._take(lexeme)
+                else:
+                    self.cut.lexemes.append(lexeme)
         yield from self._end_of_file()
 
     def _take(self, lexeme: Lexeme) -> Iterator[Cut]:
-        kind = lexeme.type
+        """Put a token of a kind in _SPECIAL where it belongs."""
         lexemes = self.cut.lexemes
-        if kind == "RBRACE":
+        if lexeme.type == "RBRACE":
             if self.depth:
                 self._close(lexeme)
             elif self.tables:
@@ -125,10 +127,10 @@ class _Splitter:
                 self._blame("this `}` closes nothing", lexeme)
                 lexemes.append(lexeme)
             return
-        if kind == "COMMA" and lexemes and lexemes[-1].type == "NEWLINE":
+        if lexeme.type == "COMMA" and lexemes and lexemes[-1].type == "NEWLINE":
             lexemes.pop()
         lexemes.append(lexeme)
-        if kind == "LBRACE":
+        if lexeme.type == "LBRACE":
             if lexemes[0].text == "table" and not self.depth:
                 self.tables.append(lexeme)
                 self.cut.opens = True
@@ -136,7 +138,7 @@ class _Splitter:
             else:
                 self.braces.append(lexeme)
                 self.depth += 1
-        elif kind == "UNCLOSED":
+        elif lexeme.type == "UNCLOSED":
             self._blame('this `"` is never closed', lexeme)
             self.depth += max(0, lexeme.text.count("{") - lexeme.text.count("}"))
 
