@@ -51,6 +51,11 @@ _NUMBER = re.compile(r"0[xX][0-9A-Fa-f]{1,16}|0|[1-9][0-9]{0,18}")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST_S = 366 * 86400.0
 
+# Looked up instead of computed: quick_prefix runs a million times for a large list.
+_LENGTHS_4 = {str(length): length for length in range(33)}
+_LENGTHS_6 = {str(length): length for length in range(129)}
+_HOST_BITS = tuple((1 << bits) - 1 for bits in range(129))
+
 _MAPPED_NETWORK = 0xFFFF << 32
 _MAPPED_MASK = ((1 << 96) - 1) << 32
 
@@ -96,24 +101,20 @@ def quick_prefix(text: str) -> Prefix | None:
     address, slash, digits = text.partition("/")
     try:
         if ":" in address:
-            family, bits, first = 6, 128, ipv6.str_to_int(address, INET_PTON)
-        elif address[-1:].isdigit():
-            family, bits, first = 4, 32, ipv4.str_to_int(address, INET_PTON)
-        else:
+            first: int = ipv6.str_to_int(address, INET_PTON)
+            length = _LENGTHS_6[digits] if slash else 128
+            if first & _HOST_BITS[128 - length]:
+                return None
+            if length >= 96 and first & _MAPPED_MASK == _MAPPED_NETWORK:
+                return Prefix(4, first & 0xFFFFFFFF, length - 96)
+            return Prefix(6, first, length)
+        if not address[-1:].isdigit():
             return None
-    except (AddrFormatError, ValueError):
+        first = ipv4.str_to_int(address, INET_PTON)
+        length = _LENGTHS_4[digits] if slash else 32
+    except (AddrFormatError, KeyError, ValueError):
         return None
-    if not slash:
-        length = bits
-    elif _LENGTH.fullmatch(digits) and int(digits) <= bits:
-        length = int(digits)
-        if first & ((1 << (bits - length)) - 1):
-            return None
-    else:
-        return None
-    if family == 6 and length >= 96 and first & _MAPPED_MASK == _MAPPED_NETWORK:
-        return Prefix(4, first & 0xFFFFFFFF, length - 96)
-    return Prefix(family, first, length)
+    return None if first & _HOST_BITS[32 - length] else Prefix(4, first, length)
 
 
 def read_prefix(text: str) -> Prefix:

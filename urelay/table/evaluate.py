@@ -58,7 +58,7 @@ class _Asked:
 
     source: Address | None
     listener: str | None
-    name: str | None = None
+    name: Host | None = None
     """A host name that has been resolved, and `answer`, one of its addresses"""
     answer: Address | None = None
 
@@ -154,7 +154,7 @@ class Table:
     def settle(
         self,
         decision: Decision,
-        name: str,
+        name: Host,
         address: Address,
         port: int,
         source: Address | None = None,
