@@ -7,8 +7,10 @@ random routes overlap, tie and shadow one another instead of missing.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 from hypothesis import strategies as st
 
@@ -44,6 +46,8 @@ from urelay.policy.model import (
     Via,
     Wall,
 )
+
+_T = TypeVar("_T")
 
 _SOURCE = Source.from_text("test.urr", "")
 _SPAN = Span(_SOURCE, 0, 0)
@@ -196,6 +200,13 @@ _UPSTREAMS: Mapping[str, Upstream] = {
         upstream("all", UpstreamKind.SPREAD, members=("remote",)),
     )
 }
+_DELIVERIES: tuple[Deliver, ...] = (
+    Direct(),
+    Deny(),
+    Silent(),
+    Unix("/run/x"),
+    *(Via(name) for name in _UPSTREAMS),
+)
 LISTENERS = ("lan", "box", "socks")
 
 _V4_BLOCKS = (
@@ -263,9 +274,7 @@ regions = st.builds(
     sources=st.none() | st.lists(st.sampled_from(_SOURCES), min_size=1, max_size=2).map(tuple),
     listeners=st.none() | st.frozensets(st.sampled_from(LISTENERS), min_size=1, max_size=2),
 )
-outcomes: st.SearchStrategy[Deliver] = st.sampled_from(
-    [Direct(), Deny(), Silent(), Unix("/run/x"), *(Via(name) for name in _UPSTREAMS)]
-)
+outcomes: st.SearchStrategy[Deliver] = st.sampled_from(_DELIVERIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +367,75 @@ def _ties(
     ) and source in (other.region.sources or (None,))
 
 
-def renumbered(one: Route, line: int) -> Route:
-    """The same route, as another line of the file."""
-    return replace(one, origin=replace(one.origin, line=line))
+class RandomPolicies:
+    """The same universe from a seeded generator, for runs in the hundred thousands."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._blocks: list[Prefix] = []
+
+    def policy(self, routes: int) -> Policy:
+        """A policy of about so many routes; remembers its prefixes to ask about their edges."""
+        pick, maybe = self._chance.choice, self._maybe
+        found = [
+            route(self._region(), pick(_DELIVERIES), line, table=pick((MAIN, MAIN, "guests")))
+            for line in range(1, routes + 1)
+        ]
+        walls = [
+            wall(self._region(), 100 + line, table=pick((None, None, "guests")))
+            for line in range(self._chance.randrange(3))
+        ]
+        return policy(
+            without_ties(found),
+            walls=[one for one in walls if one.region != Region()],
+            guard=GUARD if maybe(0.5) else (),
+            upstreams=_UPSTREAMS.values(),
+            listeners=[
+                listener("lan"),
+                listener("box", TableChoice("guests", pick(_SOURCES)), TableChoice("guests", pick(_SOURCES))),
+                listener("socks", place="10.1.2.3 80"),
+            ],
+            tables=["guests"],
+        )
+
+    def connection(self) -> Connection:
+        """A connection that is likely to be near something the policy says."""
+        pick, chance = self._chance.choice, self._chance
+        host: Host
+        if self._maybe(0.2):
+            host = pick((*_NAMES, "x.example.com", "x.y.other.net", "org"))
+        elif self._maybe(0.8):
+            host = pick(_edges(pick(self._blocks or _BLOCKS)))
+        else:
+            host = unmap(chance.randbytes(pick((4, 16))))
+        edge = pick(_PORTS)
+        return Connection(
+            host=host,
+            port=pick((edge.first, edge.last, min(edge.last + 1, 65535), chance.randrange(1, 65536))),
+            source=pick((None, *_edges(pick(_SOURCES)))),
+            listener=pick((None, *LISTENERS, "nobody")),
+            table=pick((None, None, MAIN, "guests")),
+        )
+
+    def _maybe(self, share: float) -> bool:
+        return self._chance.random() < share
+
+    def _some(self, pool: Sequence[_T], most: int) -> tuple[_T, ...]:
+        return tuple(self._chance.choices(pool, k=self._chance.randrange(1, most + 1)))
+
+    def _region(self) -> Region:
+        chance = self._chance
+        blocks = list(self._some(_BLOCKS, 3))
+        if self._maybe(0.3):
+            bits = chance.choice((4, 16))
+            blocks.append(_network(chance.randbytes(bits), chance.randrange(bits * 8 + 1)))
+        self._blocks += blocks
+        patterns = [NamePattern(chance.choice(list(NameKind)), chance.choice(_NAMES))]
+        return Region(
+            destinations=None
+            if self._maybe(0.2)
+            else Destinations(tuple(blocks), tuple(patterns) if self._maybe(0.4) else ()),
+            ports=self._some(_PORTS, 3) if self._maybe(0.5) else None,
+            sources=self._some(_SOURCES, 2) if self._maybe(0.3) else None,
+            listeners=frozenset(self._some(LISTENERS, 2)) if self._maybe(0.3) else None,
+        )

@@ -17,6 +17,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
 from urelay.net.address import Address, Prefix
@@ -29,6 +30,8 @@ T_co = TypeVar("T_co", covariant=True)
 _RULE_BITS = 24
 _LENGTH_BITS = 8
 MAX_RULES = 1 << _RULE_BITS
+
+_MOST_INDEX_BITS = 18
 
 
 class PrefixTable(Protocol[T_co]):
@@ -132,18 +135,25 @@ def _sweep(
 class Ipv4Table(Generic[T]):
     """Intervals of 32-bit addresses."""
 
-    __slots__ = ("_answers", "_index", "_starts")
+    __slots__ = ("_answers", "_index", "_shift", "_starts")
 
     def __init__(self, starts: Sequence[int], answers: list[T]) -> None:
         self._starts = starts
         self._answers = answers
-        # _index[h] is how many intervals start at or before h.h.0.0 (h being 16 bits).
-        self._index = array("I", (bisect_right(starts, high << 16) for high in range((1 << 16) + 1)))
+        # As many entries as intervals, roughly: an index larger than that would only fill the cache.
+        bits = min(max(len(starts).bit_length(), 4), _MOST_INDEX_BITS)
+        self._shift = shift = 32 - bits
+        # _index[high] is how many intervals start at or before `high << shift`.
+        counts = [0] * ((1 << bits) + 1)
+        round_up = (1 << shift) - 1
+        for start in starts:
+            counts[(start + round_up) >> shift] += 1
+        self._index = array("I", accumulate(counts))
 
     def lookup(self, packed: Address) -> T:
         """The answer for 4 bytes."""
         value = int.from_bytes(packed)
-        high = value >> 16
+        high = value >> self._shift
         index = self._index
         return self._answers[bisect_right(self._starts, value, index[high], index[high + 1]) - 1]
 

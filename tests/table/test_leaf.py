@@ -1,0 +1,107 @@
+"""A leaf finds the winner of one connection, however many candidates it holds."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import LISTENERS, policy, ports, prefix, region, route
+from urelay.net.address import Prefix
+from urelay.policy.model import ALL_PORTS, Direct, PortRange
+from urelay.table.compile import compile_policy
+from urelay.table.leaf import Candidate, Layer, Leaf
+
+_RULE = route(region("any"), Direct())
+_SOURCES = [prefix(text) for text in ("10.0.0.0/8", "10.1.0.0/16", "fd00::/8", "::/0")]
+
+port_ranges = st.builds(lambda a, b: PortRange(min(a, b), max(a, b)), st.integers(1, 40), st.integers(1, 40))
+candidates = st.builds(
+    Candidate,
+    ports=st.none() | port_ranges,
+    source=st.none() | st.sampled_from(_SOURCES),
+    listeners=st.none() | st.frozensets(st.sampled_from(LISTENERS), min_size=1),
+    rule=st.just(_RULE),
+    decision=st.none(),
+)
+
+
+def _candidate(port: str = "", source: str = "", on: str = "") -> Candidate:
+    return Candidate(
+        ports(port) if port else None,
+        prefix(source) if source else None,
+        frozenset(on.split()) or None,
+        _RULE,
+        None,
+    )
+
+
+def _matches(candidate: Candidate, port: int, source: bytes | None, listener: str | None) -> bool:
+    first, last = candidate.ports or ALL_PORTS
+    return (
+        first <= port <= last
+        and (candidate.source is None or (source is not None and candidate.source.holds(source)))
+        and (candidate.listeners is None or listener in candidate.listeners)
+    )
+
+
+@given(
+    st.lists(candidates, min_size=1, max_size=30),
+    st.integers(1, 42),
+    st.sampled_from(
+        [None, b"\x0a\x01\x00\x01", b"\x0a\x02\x00\x01", b"\xc0\x00\x02\x01", b"\xfd" + bytes(15)]
+    ),
+    st.sampled_from([None, *LISTENERS]),
+)
+def test_the_winner_is_the_first_that_matches_in_order_of_precedence(
+    found: list[Candidate], port: int, source: bytes | None, listener: str | None
+) -> None:
+    expected = next(
+        (c for c in sorted(found, key=lambda c: c.order) if _matches(c, port, source, listener)), None
+    )
+    winner = Leaf((), (Layer(found),), False).find(port, source, listener)
+    assert (winner and winner.order) == (expected and expected.order)
+    assert winner is expected
+
+
+def test_fewer_ports_come_before_a_longer_source_before_a_named_listener() -> None:
+    weakest_first = [
+        _candidate(),
+        _candidate(on="lan"),
+        _candidate(source="10.0.0.0/8"),
+        _candidate(source="10.1.0.0/16"),
+        _candidate(port="8000-8999"),
+        _candidate(port="8080"),
+    ]
+    layer = Layer(weakest_first)
+    assert list(layer.candidates) == weakest_first[::-1]
+
+
+def test_nothing_follows_a_candidate_that_asks_for_nothing() -> None:
+    compiled = compile_policy(
+        policy(
+            [
+                route(region("any"), Direct(), 1),
+                route(region("10.0.0.0/8", port="80"), Direct(), 2),
+                route(region("10.1.0.0/16"), Direct(), 3),
+            ]
+        )
+    )
+    v4 = compiled.world("main").v4
+    lines = {
+        str(Prefix(4, first, 32)): [c.rule.origin.line for c in leaf.candidates]
+        for first, _, leaf in v4.intervals()
+    }
+    assert lines == {
+        "0.0.0.0/32": [1],
+        "10.0.0.0/32": [2, 1],
+        "10.1.0.0/32": [3],
+        "10.2.0.0/32": [2, 1],
+        "11.0.0.0/32": [1],
+    }
+
+
+def test_leaves_that_decide_the_same_are_the_same() -> None:
+    compiled = compile_policy(policy([route(region("10.0.0.0/8 192.0.2.0/24 198.51.100.7"), Direct())]))
+    leaves = [leaf for _, _, leaf in compiled.world("main").v4.intervals()]
+    assert len(leaves) == 7
+    assert len(set(leaves)) == 2
