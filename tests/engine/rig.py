@@ -107,7 +107,7 @@ class Rig:
 
         def start() -> None:
             flow = Flow(self.pump, inner, outer, run.ended, idle_s, early)
-            flow.start(client_watched=False, upstream_watched=False)
+            flow.start()
 
         self.thread.call(start)
         return run

@@ -23,9 +23,7 @@ class Limits:
     handshake_s: float = 10.0
     """Absolute, from accept to a complete request; a client that trickles gains nothing"""
     connect_s: float = 10.0
-    """For one address"""
-    dial_s: float = 30.0
-    """For the whole way out: resolving, every address, every proxy of a chain"""
+    """For an address dialled directly; what a Dialer does has timeouts of its own"""
     idle_transparent_s: float = 7500.0
     """2 h 5 min: an established flow may be silent for 2 h 4 min (RFC 5382, REQ-5)"""
     idle_s: float = 3600.0
@@ -45,8 +43,9 @@ class Limits:
     handshake_bytes: int = 2048
     """What one client may send before its request is complete, and the most kept for it"""
     max_connections: int = 10_000
-    max_handshakes: int = 256
-    """Clients that have not said where they want to go; further ones wait in the backlog"""
+    max_handshakes: int = 1_024
+    """Clients that have not said where they want to go. One more ends the oldest of them: somebody
+    who means it is done in a moment, and making newcomers wait would serve who wastes our time"""
     max_pipes: int = 2_500
 
     @classmethod
@@ -60,7 +59,7 @@ class Limits:
     def tick_s(self) -> float:
         """The grain of the timers: a second, or a tenth of the shortest timeout."""
         timeouts = (
-            self.handshake_s, self.connect_s, self.dial_s, self.idle_transparent_s, self.idle_s,
+            self.handshake_s, self.connect_s, self.idle_transparent_s, self.idle_s,
             self.half_closed_s, self.stalled_s, self.reset_drain_s, self.farewell_s,
         )  # fmt: skip
         return max(0.01, min(1.0, min(t for t in timeouts if t > 0) / 10))

@@ -458,16 +458,20 @@ class Flow:
         self._started = now
         self._kept_alive = False
 
-    def start(self, *, client_watched: bool, upstream_watched: bool) -> None:
-        """Begin to move bytes. Raises OSError when the kernel will not watch another socket."""
+    def start(self, client_told: int | None = None, upstream_told: int | None = None) -> None:
+        """Begin to move bytes. Raises OSError when the kernel will not watch another socket.
+
+        A socket that the poller watches already comes with the events it has `told` so far.
+        """
         pump = self._pump
-        for direction, watched in ((self.up, client_watched), (self.down, upstream_watched)):
-            if watched:
-                # Its edge has been told to somebody else: look what is there.
+        for direction, told in ((self.up, client_told), (self.down, upstream_told)):
+            if told is None:
+                pump.poller.add(direction.src, direction)
+            else:
+                # Its edge was told to somebody else: look what is there.
+                direction.eager = bool(told & _BEHIND)
                 pump.poller.assign(direction.src, direction)
                 pump.poller.again(direction)
-            else:
-                pump.poller.add(direction.src, direction)
         pump.wheel.set(self, self._started + min(self._check_s, _KEEPALIVE_FROM_S))
 
     def on_timer(self, now: float) -> None:
@@ -537,8 +541,7 @@ class Flow:
         up.let_go()
         down.let_go()
         for sock in reset:
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            reset_on_close(sock)
         pump = self._pump
         pump.poller.retire(up.src)
         pump.poller.retire(down.src)
@@ -571,6 +574,12 @@ _BROKEN = {
     errno.EPIPE: (End.RESET, "reset by the {side}"),
     errno.ETIMEDOUT: (End.TIMEOUT, "the {side} stopped answering"),
 }
+
+
+def reset_on_close(sock: SocketType) -> None:
+    """Make closing `sock` a reset, which discards what is queued; a unix socket is just closed."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
 
 
 def _unacknowledged(sock: SocketType) -> int:

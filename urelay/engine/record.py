@@ -7,12 +7,14 @@ them are never asked (`log off`) and the rest belong to whoever writes the log.
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from urelay.lang.source import Origin
 from urelay.net.address import Endpoint, host_text
-from urelay.policy.model import Outcome
-from urelay.table.decision import Decision
+
+if TYPE_CHECKING:
+    from urelay.lang.source import Origin
+    from urelay.policy.model import Outcome
+    from urelay.table.decision import Decision
 
 
 class End(enum.StrEnum):

@@ -163,11 +163,12 @@ class Table:
     ) -> Decision:
         """What `decision`, which needs an address, becomes for one `address` of the resolved name.
 
-        `name`, `port` and the rest are as they were asked of `decide`; the name that was resolved is
-        `decision.destination`'s where a rewrite set it, else `name`. The result names the address
-        to dial in `destination` and never needs another one.
+        `name` (an address, if it was a rewrite that made it a name), `port` and the rest are as they
+        were asked of `decide`; the name that was resolved is `decision.destination`'s where a
+        rewrite set it, else `name`. The result names the address to dial in `destination` and never
+        needs another one.
         """
-        resolved = name
+        resolved = name if isinstance(name, str) else None
         if decision.destination is not None and isinstance(decision.destination.host, str):
             resolved = decision.destination.host
         world = self.world_for(listener, source) if table is None else self.world(table)

@@ -1,0 +1,259 @@
+"""Listeners in, connections out: owns the poller, the pump, the timers, every task and every limit.
+
+Lives in one event loop. The table and the dialer are one attribute each, swapped by `replace`;
+connections captured theirs at accept. A relay has a budget of connections: above it, or when the
+kernel runs out of descriptors, accepting pauses and the backlog waits; the descriptors it keeps in
+reserve are free then for a reload, a log, a name server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from socket import SocketType
+from typing import TYPE_CHECKING
+
+from urelay.engine.acceptor import Acceptor
+from urelay.engine.connection import Connection
+from urelay.engine.farewell import Farewell
+from urelay.engine.limits import Limits
+from urelay.engine.loops import CarefulJudge, OwnListeners
+from urelay.engine.poller import Poller
+from urelay.engine.pump import Pump
+from urelay.engine.record import End, Record
+from urelay.engine.stats import Stats
+from urelay.engine.timers import Wheel
+from urelay.policy.model import ListenerKind
+
+if TYPE_CHECKING:
+    from urelay.engine.dial import Dialer, Judge
+    from urelay.policy.model import Listener
+    from urelay.protocols.users import Users
+    from urelay.table.evaluate import Table
+
+log = logging.getLogger(__name__)
+
+_KINDS = (ListenerKind.TRANSPARENT, ListenerKind.SOCKS, ListenerKind.FORWARD)
+_SPARE_DESCRIPTORS = 8
+_COMPLAINT_EVERY_S = 1.0
+
+
+class Relay:
+    """Relays the connections of its listeners, each by the table it was accepted under."""
+
+    def __init__(
+        self, table: Table, dialer: Dialer, on_end: Callable[[Record], None], limits: Limits | None = None
+    ) -> None:
+        """Must be made inside the event loop, and closed. `on_end` gets every connection's record."""
+        self.loop = asyncio.get_running_loop()
+        self.limits = limits or Limits.for_this_process()
+        self.table = table
+        self.dialer = dialer
+        self.poller = Poller(self.loop)
+        self.wheel = Wheel(self.loop, self.limits.tick_s)
+        self.pump = Pump(self.loop, self.poller, self.wheel, self.limits)
+        self.own = OwnListeners()
+        self.handshaking: dict[Connection, None] = {}
+        """Clients that have not said where they want to go, the oldest first"""
+        self._on_end = on_end
+        self._acceptors: dict[str, Acceptor] = {}
+        self._connections: set[Connection] = set()
+        self._farewells: set[Farewell] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._paused = False
+        self._resume_timer: asyncio.TimerHandle | None = None
+        self._complained_at = -_COMPLAINT_EVERY_S
+        self._spare = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_SPARE_DESCRIPTORS)]
+        self._accepted = 0
+        self._accept_pauses = 0
+        self._ended: collections.Counter[str] = collections.Counter()
+        self._bytes_up = 0
+        self._bytes_down = 0
+
+    # --- listeners
+
+    def add_listener(self, listener: Listener, sock: SocketType, users: Users | None = None) -> None:
+        """Accept clients of `sock`, which is listening and becomes the relay's own.
+
+        `users`: who may log in to a socks listener; None lets everybody in. A listener of the same
+        name is replaced, and its socket closed.
+        """
+        if listener.kind not in _KINDS:
+            raise ValueError(f"`{listener.kind}` listeners are not served")
+        self.remove_listener(listener.name)
+        idle_s = listener.idle_timeout_s
+        if idle_s is None:
+            idle_s = self.limits.idle_for(listener.kind)
+        acceptor = Acceptor(self, self.poller, listener, sock, users, idle_s, self.limits.accept_batch)
+        self._acceptors[listener.name] = acceptor
+        self.own.add(listener.name, sock)
+        if not self._paused:
+            acceptor.resume()
+
+    def remove_listener(self, name: str) -> None:
+        """Accept no more clients of this listener, if there is one, and close its socket."""
+        acceptor = self._acceptors.pop(name, None)
+        if acceptor is not None:
+            self.own.discard(name)
+            acceptor.close()
+
+    def replace(self, table: Table, dialer: Dialer) -> None:
+        """Decide and dial by these from the next accept on; nobody already accepted is affected."""
+        self.table = table
+        self.dialer = dialer
+
+    # --- what acceptors and connections need
+
+    def has_room(self) -> bool:
+        """Whether one more connection fits; if not, accepting is paused until one ends."""
+        if len(self._connections) < self.limits.max_connections:
+            return not self._paused
+        if not self._paused:
+            self._complain(f"{len(self._connections)} connections, as many as allowed: no more are accepted")
+            self._pause()
+        return False
+
+    def welcome(self, acceptor: Acceptor, client: SocketType, address: object) -> None:
+        """Take in a client."""
+        self._accepted += 1
+        connection = Connection(self, acceptor, client, address, self._accepted)
+        self._connections.add(connection)
+        self._empty.clear()
+        try:
+            connection.begin()
+        except Exception:
+            log.exception("a connection failed for a reason nobody foresaw")
+            connection.on_crash()
+        if len(self.handshaking) > self.limits.max_handshakes:
+            next(iter(self.handshaking)).evict()
+
+    def out_of_room(self, error: OSError) -> None:
+        """No descriptor or no memory: accept nobody for a moment, and let go of the reserve."""
+        self._complain(f"accepting pauses: {os.strerror(error.errno or 0).lower()}")
+        self._release_spare()
+        self._pause()
+        if self._resume_timer is None:
+            self._resume_timer = self.loop.call_later(self.limits.accept_pause_s, self._resume)
+
+    def spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run a connection's coroutine in a task that the relay owns."""
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def judge(self, table: Table) -> Judge:
+        """`table`, for a dialer: it also knows that our own listeners lead nowhere."""
+        return CarefulJudge(table, self.own)
+
+    def say_farewell(self, client: SocketType, watched: bool) -> None:
+        """Close a client that is owed time to read what was sent to it last."""
+        farewell = Farewell(client, self.poller, self.wheel, self._farewells.discard)
+        self._farewells.add(farewell)
+        farewell.begin(watched, self.poller.touch() + self.limits.farewell_s)
+
+    def ended(self, connection: Connection, record: Record) -> None:
+        """A connection is over."""
+        self._connections.discard(connection)
+        self.handshaking.pop(connection, None)
+        self._ended[record.end] += 1
+        self._bytes_up += record.bytes_up
+        self._bytes_down += record.bytes_down
+        if self._paused and self._resume_timer is None:
+            self._resume()
+        if not self._connections:
+            self._empty.set()
+        try:
+            self._on_end(record)
+        except Exception:
+            log.exception("the record of connection %d was lost", record.id)
+
+    # --- the whole
+
+    async def drain(self, timeout_s: float) -> None:
+        """Close the listeners, let connections end for `timeout_s`, reset those that have not."""
+        self._close_listeners()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        self._abort_all("the relay is stopping")
+
+    def snapshot(self) -> Stats:
+        """The numbers of this moment."""
+        return Stats(
+            accepted=self._accepted,
+            active=len(self._connections),
+            handshaking=len(self.handshaking),
+            dialing=len(self._tasks),
+            ended=dict(self._ended),
+            bytes_up=self._bytes_up,
+            bytes_down=self._bytes_down,
+            pipes_open=self.pump.pipes.open,
+            pipes_in_use=self.pump.pipes.in_use,
+            accept_pauses=self._accept_pauses,
+            wakeups=self.poller.batches,
+        )
+
+    def close(self) -> None:
+        """Reset every connection, close everything. The relay is of no use afterwards."""
+        self._close_listeners()
+        self._abort_all("the relay is stopping")
+        for farewell in list(self._farewells):
+            farewell.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._resume_timer is not None:
+            self._resume_timer.cancel()
+        self.pump.close()
+        self.wheel.close()
+        self.poller.close()
+        self._release_spare()
+
+    def _close_listeners(self) -> None:
+        for name in list(self._acceptors):
+            self.remove_listener(name)
+
+    def _abort_all(self, why: str) -> None:
+        for connection in list(self._connections):
+            connection.abort(End.ERROR, why)
+
+    # --- pausing
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._accept_pauses += 1
+            for acceptor in self._acceptors.values():
+                acceptor.pause()
+
+    def _resume(self) -> None:
+        self._resume_timer = None
+        self._acquire_spare()
+        if len(self._connections) >= self.limits.max_connections:
+            return
+        self._paused = False
+        for acceptor in self._acceptors.values():
+            acceptor.resume()
+
+    def _complain(self, text: str) -> None:
+        """Warn, once a second at most."""
+        now = self.loop.time()
+        if now - self._complained_at >= _COMPLAINT_EVERY_S:
+            self._complained_at = now
+            log.warning("%s", text)
+
+    def _acquire_spare(self) -> None:
+        # Still none to be had: the next pause finds a smaller reserve.
+        with contextlib.suppress(OSError):
+            while len(self._spare) < _SPARE_DESCRIPTORS:
+                self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _release_spare(self) -> None:
+        while self._spare:
+            os.close(self._spare.pop())
