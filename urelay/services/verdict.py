@@ -53,7 +53,6 @@ def judge(path: str, *, cover: bool = False) -> Verdict:
 
     `cover` also notes the routes that no expectation touches (UR303).
     """
-    from urelay import analysis
     from urelay.policy import allow, check
     from urelay.table.compile import compile_policy
 
@@ -62,8 +61,7 @@ def judge(path: str, *, cover: bool = False) -> Verdict:
     if policy is None:
         return Verdict(path, None, None, tuple(checked.diagnostics))
     table = compile_policy(policy)
-    found = checked.diagnostics + analysis.check(table, cover=cover)
-    return Verdict(path, policy, table, tuple(allow.apply(found, policy.documents)))
+    return Verdict(path, policy, table, tuple(allow.apply(checked.diagnostics, policy.documents)))
 
 
 def status(diagnostics: Iterable[Diagnostic]) -> int:
