@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from urelay.cli.main import main
+
 ROOT = Path(__file__).resolve().parents[2]
 SERVING = re.compile(r"urelay: serving (?P<path>\S+) \(policy (?P<digest>[0-9a-f]{8}), \d+ routes?\): .*")
 
@@ -402,23 +404,35 @@ def test_the_service_manager_is_told(start, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_start_says_why_and_leaves_nothing_bound(
-    start, text: str, arguments: tuple[str, ...], status: int, said: str
+    text: str,
+    arguments: tuple[str, ...],
+    status: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     port = free_port()
-    relay = start(text.format(good=socks(port, "good")), *arguments, serving=False)
-    assert relay.end() == status, relay.said
-    assert re.search(said, "\n".join(relay.said)), relay.said
-    assert not any("urelay: serving" in line for line in relay.said)
+    monkeypatch.chdir(tmp_path)
+    Path("p.urr").write_text(text.format(good=socks(port, "good")))
+    before = set(os.listdir("/proc/self/fd"))
+    assert main(["serve", "p.urr", *arguments]) == status
+    heard = capfd.readouterr().err
+    assert re.search(said, heard), heard
+    assert "Traceback" not in heard
+    assert "urelay: serving" not in heard
     assert not is_open(port)
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_missing_policy_is_one_line(tmp_path: Path) -> None:
-    relay = Relay(tmp_path / "none.urr")
-    assert relay.end() == 2
-    assert relay.process.stderr is not None
-    relay.process.stderr.close()
-    assert "UR401" in relay.said[0]
-    assert "none.urr" in relay.said[0]
+def test_a_missing_policy_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", "none.urr"]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert "UR401" in line
+    assert "none.urr" in line
 
 
 def test_an_inherited_socket_is_served(start, echo: Echo) -> None:
