@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.lang.grammar import STATEMENT, grammar
+from urelay.lang.lexeme import Lexeme
 from urelay.lang.source import Span
-from urelay.lang.splitter import Lexeme
 from urelay.net.address import printable
 
 _NOUNS = {

@@ -8,7 +8,7 @@ from keywords here, by what the parser can go on with at that place.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -19,8 +19,9 @@ from urelay.errors import PolicyError
 from urelay.lang import ast, mistakes
 from urelay.lang.diagnostics import Diagnostic, Label, diagnostic
 from urelay.lang.grammar import REGION, STATEMENT, grammar
+from urelay.lang.lexeme import Lexeme
 from urelay.lang.source import Source, Span
-from urelay.lang.splitter import Cut, Lexeme, split
+from urelay.lang.splitter import Cut, Splitter
 
 _ALLOW = re.compile(r"#+[ \t]*allow[ \t]+(UR\w+(?:[ \t]*,[ \t]*UR\w+)*)[ \t]*(?::[ \t]*(.*?)[ \t]*)?")
 _NOT_IN_A_TABLE = (ast.Include, ast.SetDef, ast.UpstreamDef, ast.ListenDef, ast.DnsDef, ast.TableDef)
@@ -28,11 +29,11 @@ _NOT_IN_A_TABLE = (ast.Include, ast.SetDef, ast.UpstreamDef, ast.ListenDef, ast.
 
 def parse(source: Source) -> tuple[ast.Document, list[Diagnostic]]:
     """The tree of one file and what is wrong with its shape, both in source order. Never raises."""
-    pieces = split(source)
+    splitter = Splitter(source)
     diagnostics: list[Diagnostic] = []
-    statements = _statements(pieces.cuts, diagnostics)
+    statements = _statements(splitter.cuts(), diagnostics)
     diagnostics.sort(key=lambda found: found.labels[0].span.start)
-    return ast.Document(source, statements, _allows(source, pieces.comments)), diagnostics
+    return ast.Document(source, statements, _allows(source, splitter.comments)), diagnostics
 
 
 def parse_region(text: str) -> ast.Region:
@@ -41,7 +42,7 @@ def parse_region(text: str) -> ast.Region:
     Raises PolicyError with one diagnostic.
     """
     source = Source.from_text("(question)", text)
-    cuts = [cut for cut in split(source).cuts if not cut.closes]
+    cuts = [cut for cut in Splitter(source).cuts() if not cut.closes]
     if len(cuts) == 1:
         found = _parse_one(cuts[0], REGION)
         if isinstance(found, Diagnostic):
@@ -64,7 +65,7 @@ class _OpenTable:
     """How many statements stand before the first one at the left margin"""
 
 
-def _statements(cuts: list[Cut], diagnostics: list[Diagnostic]) -> tuple[ast.Statement, ...]:
+def _statements(cuts: Iterable[Cut], diagnostics: list[Diagnostic]) -> tuple[ast.Statement, ...]:
     """Parse every cut, and give each table its body."""
     outer: list[ast.Statement] = []
     tables: list[_OpenTable] = []
