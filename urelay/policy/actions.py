@@ -42,6 +42,7 @@ from urelay.policy.model import (
 )
 from urelay.policy.paths import read_template
 from urelay.policy.scope import Scope
+from urelay.policy.upstreams import read_proxy
 from urelay.policy.words import read_endpoint
 
 _REFUSALS = frozenset(how.value for how in DenyHow) - {DenyHow.DEFAULT}
@@ -123,7 +124,7 @@ def _upstream(node: ast.Deliver, scope: Scope, origin: Origin) -> str:
     if kind.text not in _INLINE_KINDS:
         message = f"`via {printable(kind.text)} …` needs a proxy: socks5, socks4 or http and its HOST:PORT"
         raise flaw("UR110", message, kind.span)
-    endpoint = read_word(endpoint_word, read_endpoint)
+    endpoint = read_proxy(endpoint_word)
     name = f"{kind.text} {endpoint}"
     scope.inline.setdefault(name, Upstream(name, UpstreamKind(kind.text), endpoint, (), {}, origin, node))
     return name
@@ -155,7 +156,9 @@ def _port_range(part: ast.RewritePart, region: Region, scope: Scope) -> PortRang
     widths = {old.width for old in region.ports} if region.ports is not None else {65535}
     if new.width != 1 and widths - {new.width}:
         width = min(widths - {new.width})
-        message = f"{width:,} ports onto {new.width:,}: the same width is needed, or one port"
+        message = (
+            f"{width:,} port{'s' * (width > 1)} onto {new.width:,}: the same width is needed, or one port"
+        )
         raise flaw("UR111", message, part.span)
     return new
 
@@ -178,7 +181,7 @@ def _to(part: ast.RewritePart, region: Region, scope: Scope) -> Move:
     for prefix in region.destinations.prefixes:
         if prefix.bits - prefix.length != host_bits:
             raise flaw(
-                "UR111", f"/{prefix.length} {onto}", part.span, f"{prefix} has another size than {target}"
+                "UR111", f"/{prefix.length} {onto}", part.span, note=f"{prefix} is not as large as {target}"
             )
     return ToPrefix(target)
 
@@ -234,7 +237,7 @@ def _warn_of_private(
             if block.covers(ipv4(old)):
                 message = f"{nat64.WELL_KNOWN} must not carry private IPv4 ({block}); use your own prefix"
                 scope.findings.add(
-                    "UR113", message, part.span, "RFC 6052, 3.1: it is refused when it happens"
+                    "UR113", message, part.span, note="it is refused when it happens (RFC 6052, 3.1)"
                 )
                 return
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 from urelay.errors import PolicyError
 from urelay.lang import ast
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, Severity, diagnostic
-from urelay.lang.source import Span
+from urelay.lang.source import Source, Span
 from urelay.net.address import printable
 from urelay.policy.words import WordError
 
@@ -31,9 +31,13 @@ class Findings:
     def __init__(self) -> None:
         self.found: list[Diagnostic] = []
 
-    def add(self, code: str, message: str, span: Span, help_text: str | None = None) -> None:
-        """Keep a finding that stops nobody: a warning, or an error beside which others make sense."""
-        self.found.extend(flaw(code, message, span, help_text).diagnostics)
+    def add(self, code: str, message: str, span: Span, *, note: str | None = None) -> None:
+        """Keep a finding that stops nobody."""
+        self.keep(flaw(code, message, span, note=note))
+
+    def keep(self, error: PolicyError) -> None:
+        """Keep what a flaw says without ending the statement."""
+        self.found.extend(error.diagnostics)
 
     @contextmanager
     def one_statement(self) -> Iterator[None]:
@@ -41,7 +45,7 @@ class Findings:
         try:
             yield
         except PolicyError as error:
-            self.found.extend(error.diagnostics)
+            self.keep(error)
 
     @property
     def failed(self) -> bool:
@@ -73,6 +77,16 @@ def flaw(
     """The exception for an error at `span`; `others` are more places to draw, with their words."""
     remarks = [Remark(kind, text) for kind, text in (("note", note), ("help", help_text)) if text is not None]
     return PolicyError([diagnostic(code, message, Label(span), *others, remarks=tuple(remarks))])
+
+
+def password(span: Span) -> PolicyError:
+    """UR114. The span points into a copy of the source in which what stands there is made of stars, so
+    that no terminal, log or report that draws the line shows it.
+    """
+    source, stars = span.source, re.sub(r"[^\n]", "*", span.text)
+    text = source.text[: span.start] + stars + source.text[span.end :]
+    hidden = Span(Source(source.path, text, source.line_starts), span.start, span.end)
+    return flaw("UR114", 'a password in the policy; use `login env NAME` or `login file "…"`', hidden)
 
 
 def reported() -> PolicyError:

@@ -71,7 +71,7 @@ def check_places(listeners: Mapping[str, Listener], findings: Findings) -> None:
         if first is not listener:
             message = f'"{listener.name}" listens where "{first.name}" does'
             here, there = (_place_span(one.node) for one in (listener, first))
-            findings.found.extend(flaw("UR102", message, here, None, Label(there, "first here")).diagnostics)
+            findings.keep(flaw("UR102", message, here, None, Label(there, "first here")))
 
 
 def _place_span(node: ast.ListenDef) -> Span:
@@ -123,7 +123,7 @@ def _check_place(
     if place.kind is not PlaceKind.ADDRESS:
         for name in ("netns", "capture"):
             if name in settings:
-                message = f"`{name}` is for a listener at ADDR:PORT; this socket is made by someone else"
+                message = f"`{name}` is for a listener at ADDR:PORT"
                 raise flaw("UR109", message, spans[name])
     if place.kind is PlaceKind.UNIX and kind in _BY_LOCAL_ADDRESS:
         message = f"`{kind}` reads the destination off the socket, and a unix socket has none"

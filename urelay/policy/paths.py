@@ -9,47 +9,47 @@ from __future__ import annotations
 
 import re
 
+from urelay.errors import PolicyError
 from urelay.lang import ast
+from urelay.lang.source import Span
 from urelay.net.address import printable
+from urelay.net.paths import FIELDS, LONGEST
 from urelay.policy.flaws import flaw
 from urelay.policy.library import beside
-
-FIELDS = ("address", "port", "name", "listener", "source")
-"""What may stand in braces in a `to unix` path."""
-
-LONGEST_SOCKET_PATH = 107
-"""Bytes of a unix socket's path, without the NUL that Linux wants behind it (unix(7))."""
 
 _BRACES = re.compile(r"\{([^{}/]*)\}")
 # Eight 16-bit groups of the address and the port, as five decimal digits.
 _GROUPS = re.compile(r"#//(?:[0-7]|P)_")
+# What would be a field if it were written right.
+_SUSPECT = re.compile(r"[{}]|#//.?_?")
 
 
 def read_socket_path(word: ast.Word) -> str:
     """The path of a unix socket. Raises PolicyError (UR110), also for one that is too long."""
     path = beside(word)
     length = len(path.encode())
-    if length > LONGEST_SOCKET_PATH:
-        message = f"a unix socket's path has at most {LONGEST_SOCKET_PATH} bytes, this has {length}"
+    if length > LONGEST:
+        message = f"a unix socket's path has at most {LONGEST} bytes, this has {length}"
         raise flaw("UR110", message, word.span)
     return path
 
 
 def read_template(word: ast.Word) -> str:
     """The path of `to unix`, fields and all. Raises PolicyError (UR110, UR115)."""
-    plain = _GROUPS.sub("", _BRACES.sub("", word.text))
-    for field in _BRACES.findall(word.text):
-        if field not in FIELDS:
-            raise _unknown_field(word, f"{{{field}}}")
-    stray = re.search(r"[{}]|#//.?.?", plain)
-    if stray is not None:
-        raise _unknown_field(word, stray[0])
-    if plain == word.text:
-        return read_socket_path(word)
-    return beside(word)
+    known = [*_BRACES.finditer(word.text), *_GROUPS.finditer(word.text)]
+    for field in known:
+        if field[0][0] == "{" and field[1] not in FIELDS:
+            raise _unknown_field(word, field)
+    inside = {at for field in known for at in range(*field.span())}
+    for stray in _SUSPECT.finditer(word.text):
+        if stray.start() not in inside:
+            raise _unknown_field(word, stray)
+    return beside(word) if known else read_socket_path(word)
 
 
-def _unknown_field(word: ast.Word, field: str) -> Exception:
+def _unknown_field(word: ast.Word, field: re.Match[str]) -> PolicyError:
     known = " ".join(f"{{{name}}}" for name in FIELDS)
-    message = f"unknown field {printable(field)} in the path; there are {known}, #//0_ to #//7_ and #//P_"
-    return flaw("UR115", message, word.span)
+    message = f"unknown field {printable(field[0])} in the path; there are {known}, #//0_ to #//7_ and #//P_"
+    # The quotation mark stands in front of the text.
+    start = word.span.start + word.quoted + field.start()
+    return flaw("UR115", message, Span(word.span.source, start, start + len(field[0])))

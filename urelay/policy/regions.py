@@ -130,7 +130,7 @@ def _listeners(value: ast.Value, scope: Scope) -> frozenset[str]:
 def _listener(item: ast.Value, scope: Scope) -> str:
     if isinstance(item, ast.Word):
         return scope.listener(item)
-    raise _needs_word(item.span, "on", "listeners")
+    raise _needs_word(item.span, "on", "names of listeners")
 
 
 def _table(clause: ast.Clause, scope: Scope, reading: Reading) -> str:
@@ -138,9 +138,9 @@ def _table(clause: ast.Clause, scope: Scope, reading: Reading) -> str:
         message = "a route or a wall has no `table`: it belongs to the block it stands in"
         raise flaw("UR001", message, clause.span, "write `table NAME { … }` around it")
     if not isinstance(clause.value, ast.Word):
-        raise _needs_word(clause.value.span, "table", "a table")
+        raise _needs_word(clause.value.span, "table", "the name of a table")
     return scope.table(clause.value, uses=False)
 
 
 def _needs_word(span: Span, keyword: str, what: str) -> Exception:
-    return flaw("UR103", f"`{keyword}` needs the name of {what}", span)
+    return flaw("UR103", f"`{keyword}` needs {what}", span)

@@ -112,4 +112,4 @@ def collect(documents: Sequence[ast.Document], library: Library, findings: Findi
 def _define(what: str, node: Named, known: dict[str, Named], findings: Findings) -> None:
     first = known.setdefault(node.name.text, node)
     if first is not node:
-        findings.found.extend(twice(what, node.name, first.name).diagnostics)
+        findings.keep(twice(what, node.name, first.name))

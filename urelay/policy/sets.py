@@ -123,14 +123,11 @@ class Sets:
 
         `purpose` is the keyword whose value this is, for the message.
         """
-        contents = self._of_value(value, ports=False)
-        if contents.holds_ports:
-            raise _wrong_kind(value, "ports", purpose, "addresses or names")
-        return contents
+        return self._of_addresses(value, purpose, "addresses or names")
 
     def of_prefixes(self, value: ast.Value, purpose: str) -> list[Prefix]:
         """The prefixes `value` stands for; raises UR103 when it holds ports or names."""
-        contents = self.of_addresses(value, purpose)
+        contents = self._of_addresses(value, purpose, "addresses")
         if contents.names:
             raise _wrong_kind(value, "names", purpose, "addresses")
         return contents.prefixes
@@ -142,10 +139,16 @@ class Sets:
             raise _wrong_kind(value, "addresses or names", "port", "ports")
         return contents.ports
 
+    def _of_addresses(self, value: ast.Value, purpose: str, needed: str) -> Contents:
+        contents = self._of_value(value, ports=False)
+        if contents.holds_ports:
+            raise _wrong_kind(value, "ports", purpose, needed)
+        return contents
+
     def _define(self, node: ast.SetDef) -> None:
         first = self._definitions.setdefault(node.name.text, node)
         if first is not node:
-            self._findings.found.extend(twice("set", node.name, first.name).diagnostics)
+            self._findings.keep(twice("set", node.name, first.name))
 
     def _resolve(self, name: str) -> Contents | None:
         if name in self._resolved:
@@ -160,7 +163,7 @@ class Sets:
         try:
             contents = self._of_definition(node)
         except PolicyError as error:
-            self._findings.found.extend(error.diagnostics)
+            self._findings.keep(error)
         finally:
             self._open.pop()
             self._resolved[name] = contents

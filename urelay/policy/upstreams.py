@@ -6,12 +6,13 @@ Each is checked by itself; then, once all are known, no upstream may be reached 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+from urelay.errors import PolicyError
 from urelay.lang import ast
 from urelay.lang.printer import statement_text
 from urelay.net.address import Endpoint, printable
-from urelay.policy.flaws import flaw, read_word, unknown
+from urelay.policy.flaws import flaw, password, read_word, unknown
 from urelay.policy.model import Setting, Upstream, UpstreamKind
 from urelay.policy.options import CLASHES, NEEDS, Owner
 from urelay.policy.scope import Scope
@@ -46,34 +47,38 @@ def resolve_upstream(node: ast.UpstreamDef, scope: Scope) -> Upstream:
     return Upstream(node.name.text, kind, endpoint, members, settings, origin, node)
 
 
+def read_proxy(word: ast.Word) -> Endpoint:
+    """The HOST:PORT of a proxy. Raises PolicyError, UR114 for `user:password@HOST:PORT`."""
+    if "@" in word.text:
+        raise password(word.span)
+    return read_word(word, read_endpoint)
+
+
 def check_chains(upstreams: Mapping[str, Upstream], scope: Scope) -> None:
-    """Report every upstream that is reached through itself, each loop once."""
+    """Report every upstream that is reached through itself (UR107), once where a walk meets it again."""
     done: set[str] = set()
+    looped: set[str] = set()
     for start in upstreams:
-        if start in done:
-            continue
-        # Depth first with a stack of its own: a chain may be longer than Python's.
-        path: list[str] = [start]
-        ways: list[Iterator[str]] = [iter(_next(upstreams[start]))]
+        # Depth first, with a stack of its own: a chain may be longer than Python's.
+        path = [start] if start not in done else []
+        ways = [iter(_next(upstreams[start]))]
         while path:
             following = next(ways[-1], None)
             if following is None:
                 done.add(path.pop())
                 ways.pop()
-            elif following in path:
-                loop = " through ".join([*path[path.index(following) :], following])
-                scope.findings.found.extend(
-                    flaw(
-                        "UR107",
-                        f'upstream "{printable(following)}" is reached through itself',
-                        scope.upstreams[following].name.span,
-                        note=loop,
-                    ).diagnostics
-                )
-                return
-            elif following in upstreams and following not in done:
+            elif following in path and following not in looped:
+                looped.add(following)
+                scope.findings.keep(_loop(following, path, scope))
+            elif following in upstreams and following not in done and following not in path:
                 path.append(following)
                 ways.append(iter(_next(upstreams[following])))
+
+
+def _loop(name: str, path: list[str], scope: Scope) -> PolicyError:
+    message = f'upstream "{printable(name)}" is reached through itself'
+    loop = " through ".join([*path[path.index(name) :], name])
+    return flaw("UR107", message, scope.upstreams[name].name.span, note=loop)
 
 
 def _next(upstream: Upstream) -> tuple[str, ...]:
@@ -92,7 +97,7 @@ def _members(node: ast.UpstreamDef, scope: Scope) -> tuple[str, ...]:
 
 def _endpoint(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> Endpoint | None:
     if len(node.arguments) == 1 and "unix" not in settings:
-        return read_word(node.arguments[0], read_endpoint)
+        return read_proxy(node.arguments[0])
     if not node.arguments and "unix" in settings:
         return None
     kind = node.kind.text

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from urelay.errors import AddressError
 from urelay.lang import ast
-from urelay.lang.source import Origin, Source, Span
+from urelay.lang.source import Origin, Span
 from urelay.net.address import Endpoint, Prefix, parse_address, parse_name, printable
-from urelay.policy.flaws import closest, flaw, read_word
+from urelay.policy.flaws import closest, flaw, password, read_word
 from urelay.policy.library import beside
 from urelay.policy.model import Login, Setting, TableChoice
 from urelay.policy.options import Option, Owner, ValueKind, options_of
@@ -195,18 +195,9 @@ def _login(node: ast.Option, option: Option, scope: Scope) -> Login:
             return Login(env=name.text)
         case (ast.Word("file", quoted=False), ast.Word() as path):
             return Login(file=beside(path))
-    message = 'a password in the policy; use `login env NAME` or `login file "…"`'
-    raise flaw("UR114", message, _without_secret(node.span))
-
-
-def _without_secret(span: Span) -> Span:
-    """The same place in a copy of the source in which what follows `login` is made of stars."""
-    text, source = span.source.text, span.source
-    secret = "".join(
-        "*" if character.isprintable() else character for character in text[span.start + 5 : span.end]
-    )
-    hidden = text[: span.start + 5] + secret + text[span.end :]
-    return Span(Source(source.path, hidden, source.line_starts), span.start, span.end)
+    if not node.values:
+        raise _wrong(node, option)
+    raise password(node.values[0].span.to(node.values[-1].span))
 
 
 def _upstream(node: ast.Option, option: Option, scope: Scope) -> str:
