@@ -131,24 +131,30 @@ class Table:
         matches no `on`; without a source no `from` matches. A Decision with `needs_address` is
         provisional: see `settle`.
         """
-        world = self.world_for(listener, source) if table is None else self.world(table)
-        # Hot: nearly every decision is made in these few lines, by a constant of the table.
-        if len(destination) == 4 and destination.__class__ is bytes:
-            leaf = world.v4.lookup(destination)
+        if table is not None:
+            world = self.world(table)
+        elif listener in self._choices:
+            world = self.world_for(listener, source)
         else:
-            if isinstance(destination, bytes):
-                destination = unmap(destination)
+            world = self._main
+        # Hot: nearly every decision is made in the next few lines, by a constant of the table.
+        if destination.__class__ is bytes and len(destination) == 4:
+            leaf = world.v4.lookup(destination)
+            candidate = leaf.sole or leaf.find(port, source, listener)
+            if candidate is not None and candidate.decision is not None:
+                return candidate.decision
+        elif isinstance(destination, bytes):
+            destination = unmap(destination)
             leaf = world.leaf(destination)
-        candidate = leaf.sole or leaf.find(port, source, listener)
-        if candidate is not None:
-            decision = candidate.decision
-            if decision is not None and not (
-                len(destination) == 16
-                and isinstance(destination, bytes)
-                and dials(decision)
-                and (leaf.carries_ipv4 or is_isatap(destination))
-            ):
-                return decision
+            candidate = leaf.sole or leaf.find(port, source, listener)
+            if candidate is not None and candidate.decision is not None:
+                embeds = leaf.carries_ipv4 or is_isatap(destination)
+                if not (embeds and dials(candidate.decision)):
+                    return candidate.decision
+        else:
+            candidate = world.names.lookup(destination).find(port, source, listener)
+            if candidate is not None and candidate.decision is not None:
+                return candidate.decision
         return self._walk(world, Endpoint(destination, port), _Asked(source, listener))
 
     def settle(
