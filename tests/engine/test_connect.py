@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import random
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -73,9 +75,9 @@ def test_a_socket_is_connected_and_non_blocking(address: bytes) -> None:
     async def main() -> None:
         with listening(address) as endpoint:
             tries: list[str] = []
-            sock = await connect_tcp([endpoint], FAST, tries)
+            sock, far = await connect_tcp([endpoint], FAST, tries)
             with sock:
-                assert far_end(sock) == endpoint
+                assert far_end(sock) == far == endpoint
                 own = own_end(sock)
                 assert own is not None
                 assert own.host == address
@@ -91,8 +93,9 @@ def test_the_first_address_that_answers_wins() -> None:
     async def main() -> None:
         with listening() as good, refusing(V6) as bad, silent() as dead:
             tries: list[str] = []
-            with await connect_tcp([bad, dead, good], FAST, tries) as sock:
-                assert far_end(sock) == good
+            sock, far = await connect_tcp([bad, dead, good], FAST, tries)
+            with sock:
+                assert far_end(sock) == far == good
             assert tries == [str(bad), str(dead), str(good)]
 
     run(main)
@@ -112,7 +115,7 @@ def test_a_dead_family_costs_one_stagger() -> None:
         with listening(V6) as good, silent() as dead:
             loop = asyncio.get_running_loop()
             start = loop.time()
-            (await connect_tcp([dead, good], Timeouts(stagger_s=0.05))).close()
+            (await connect_tcp([dead, good], Timeouts(stagger_s=0.05)))[0].close()
             assert 0.04 < loop.time() - start < 0.5
 
     run(main)
@@ -123,7 +126,7 @@ def test_a_refused_address_costs_nothing() -> None:
         with listening() as good, refusing(V6) as bad:
             loop = asyncio.get_running_loop()
             start = loop.time()
-            (await connect_tcp([bad, good], Timeouts(stagger_s=5))).close()
+            (await connect_tcp([bad, good], Timeouts(stagger_s=5)))[0].close()
             assert loop.time() - start < 1
 
     run(main)
@@ -140,7 +143,7 @@ def test_at_most_four_addresses_are_tried_at_a_time() -> None:
             while not task.done():
                 most = max(most, descriptors() - before)
                 await asyncio.sleep(0.001)
-            (await task).close()
+            (await task)[0].close()
             assert most == 4
 
     run(main)
@@ -207,14 +210,14 @@ def test_a_socket_that_met_itself_is_refused() -> None:
         here = sock.getsockname()
         sock.connect(here)
         with pytest.raises(DialError, match="the connection met itself") as caught:
-            connect._check_far_end(sock, [Endpoint(V4, here[1])])
+            connect._checked_far_end(sock, [Endpoint(V4, here[1])])
         assert caught.value.failure is Failure.REFUSED
 
 
 def test_a_socket_that_is_elsewhere_is_refused() -> None:
     with listening() as there, socket.create_connection(("127.0.0.1", there.port)) as sock:
         with pytest.raises(DialError, match="which was not asked for"):
-            connect._check_far_end(sock, [Endpoint(V4, there.port + 1)])
+            connect._checked_far_end(sock, [Endpoint(V4, there.port + 1)])
 
 
 def test_no_cancel_at_any_moment_leaks_a_socket() -> None:
@@ -230,8 +233,31 @@ def test_no_cancel_at_any_moment_leaks_a_socket() -> None:
                 task.cancel()
                 # A race may be won in the same moment: then the socket is ours to close.
                 (result,) = await asyncio.gather(task, return_exceptions=True)
-                if isinstance(result, socket.socket):
-                    result.close()
+                if isinstance(result, tuple):
+                    result[0].close()
+
+    run(main)
+
+
+def test_no_descriptor_left_is_a_failure_like_any_other(tmp_path: Path) -> None:
+    async def main() -> None:
+        with listening() as good:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            highest = max(int(number) for number in os.listdir("/proc/self/fd"))
+            fillers = []
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
+            try:
+                with contextlib.suppress(OSError):
+                    while True:
+                        fillers.append(os.dup(0))
+                for attempt in (connect_tcp([good], FAST), connect_unix(str(tmp_path / "s"), 1)):
+                    with pytest.raises(DialError, match="too many open files") as caught:
+                        await attempt
+                    assert caught.value.failure is Failure.ERROR
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for filler in fillers:
+                    os.close(filler)
 
     run(main)
 

@@ -79,8 +79,8 @@ def far_end(sock: socket.socket) -> Endpoint | None:
 
 async def connect_tcp(
     endpoints: Sequence[Endpoint], timeouts: Timeouts, tries: list[str] | None = None
-) -> socket.socket:
-    """A socket connected to the first of `endpoints` (addresses, best first) that answers.
+) -> tuple[socket.socket, Endpoint]:
+    """A socket connected to the first of `endpoints` (addresses, best first) that answers, and which.
 
     `tries` gets the text of each endpoint that was tried, in order. Raises DialError when none
     answers: its failure is that of all of them when they agree, else host unreachable.
@@ -108,7 +108,10 @@ async def connect_unix(path: str, timeout_s: float) -> socket.socket:
     if not path or "\0" in path or len(os.fsencode(path)) > LONGEST:
         # A leading NUL would be a name in the abstract namespace, which no file mode protects.
         raise DialError(Failure.ERROR, f"`{printable(path)}` is not the path of a unix socket")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as error:  # no descriptor left
+        raise DialError(failure_of(error), f"{printable(path)}: {words(error)}") from None
     pause_s = 0.002
     try:
         async with asyncio.timeout(timeout_s):
@@ -126,7 +129,9 @@ async def connect_unix(path: str, timeout_s: float) -> socket.socket:
     return sock
 
 
-async def _race(endpoints: Sequence[Endpoint], timeouts: Timeouts, tries: list[str] | None) -> socket.socket:
+async def _race(
+    endpoints: Sequence[Endpoint], timeouts: Timeouts, tries: list[str] | None
+) -> tuple[socket.socket, Endpoint]:
     def open_socket(info: _AddressInfo) -> socket.socket:
         if tries is not None:
             tries.append(str(_endpoint(info[0], info[4])))
@@ -149,15 +154,14 @@ async def _race(endpoints: Sequence[Endpoint], timeouts: Timeouts, tries: list[s
         where = ", ".join(str(endpoint) for endpoint in endpoints)
         raise DialError(failure, f"{where}: {words(error)}") from None
     try:
-        _check_far_end(sock, endpoints)
+        return sock, _checked_far_end(sock, endpoints)
     except BaseException:
         sock.close()
         raise
-    return sock
 
 
-def _check_far_end(sock: socket.socket, endpoints: Sequence[Endpoint]) -> None:
-    """Refuse a socket that is not where it should be: not asked for, or connected to itself.
+def _checked_far_end(sock: socket.socket, endpoints: Sequence[Endpoint]) -> Endpoint:
+    """Where a socket leads; refuses one that is elsewhere, or connected to itself.
 
     A connection to a free local port can meet itself (both ends the same socket): the kernel calls
     it connected, and relaying over it would echo a client's bytes back.
@@ -166,10 +170,11 @@ def _check_far_end(sock: socket.socket, endpoints: Sequence[Endpoint]) -> None:
         far = far_end(sock)
     except OSError as error:
         raise DialError(failure_of(error), f"{endpoints[0]}: {words(error)}") from None
-    if far not in endpoints:
+    if far is None or far not in endpoints:
         raise DialError(Failure.ERROR, f"connected to {far}, which was not asked for")
     if far == own_end(sock):
         raise DialError(Failure.REFUSED, f"{far}: nobody listens (the connection met itself)")
+    return far
 
 
 def _tcp_socket(family: int) -> socket.socket:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from urelay.engine.connect import Timeouts, connect_tcp, connect_unix, far_end
+from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
 from urelay.engine.logins import Logins
 from urelay.engine.resolve import Resolver
 from urelay.errors import AddressError, DialError, Failure
@@ -189,17 +189,8 @@ class _Dial:
 
     async def _direct(self, goals: Sequence[_Goal], timeouts: Timeouts) -> Dialed:
         by_target = {goal.target: goal for goal in reversed(goals)}
-        sock = await connect_tcp([goal.target for goal in goals], timeouts, self._tries)
-        try:
-            far = far_end(sock)
-            # connect_tcp answers for it: the far end is one of those that were asked for.
-            assert far is not None
-            return self._dialed(sock, by_target[far].decision, str(far))
-        except BaseException as error:
-            sock.close()
-            if isinstance(error, OSError):
-                raise DialError(Failure.REFUSED, f"{goals[0].target}: reset as soon as connected") from None
-            raise
+        sock, far = await connect_tcp([goal.target for goal in goals], timeouts, self._tries)
+        return self._dialed(sock, by_target[far].decision, str(far))
 
     async def _unix(self, goal: _Goal) -> Dialed:
         host = goal.target.host
@@ -264,10 +255,10 @@ class _Dial:
             host, port = _endpoint(proxy)
             addresses = (host,) if isinstance(host, bytes) else await self._proxy_addresses(host)
             endpoints = [Endpoint(address, port) for address in addresses]
-            sock = await connect_tcp(endpoints, timeouts, self._tries)
+            sock, far = await connect_tcp(endpoints, timeouts, self._tries)
         except DialError as error:
             raise DialError(error.failure, f"upstream `{proxy.name}`: {error}") from None
-        return sock, str(far_end(sock))
+        return sock, str(far)
 
     async def _next_hop(self, proxy: Upstream, following: Upstream) -> Endpoint:
         """What `proxy` is asked for so that `following` is reached."""
@@ -304,5 +295,5 @@ def _chain(policy: Policy, name: str) -> list[Upstream]:
 
 def _endpoint(proxy: Upstream) -> Endpoint:
     if proxy.endpoint is None:
-        raise DialError(Failure.ERROR, f"upstream `{proxy.name}` has no address to connect to")
+        raise DialError(Failure.ERROR, f"`{proxy.name}` has no address to connect to")
     return proxy.endpoint

@@ -10,6 +10,7 @@ success or in a DialError, and no exception of the library leaves, since some of
 from __future__ import annotations
 
 import asyncio
+import encodings.idna  # noqa: F401  the library's codec for names, else imported by the first of them
 import socket
 
 from python_socks import ProxyType
@@ -25,13 +26,17 @@ from urelay.policy.model import Upstream, UpstreamKind
 
 _TYPES = {UpstreamKind.SOCKS4: ProxyType.SOCKS4, UpstreamKind.SOCKS5: ProxyType.SOCKS5}
 
-# RFC 1928, 6. SOCKS4 has one code for every failure (0x5b) and two about identd: all are ERROR.
-_FAILURES5 = {
-    2: Failure.DENIED,
-    3: Failure.NET_UNREACHABLE,
-    4: Failure.HOST_UNREACHABLE,
-    5: Failure.REFUSED,
-    6: Failure.TTL_EXPIRED,
+# RFC 1928, 6, in our words. SOCKS4 has one code for every failure (0x5b) and two about identd: none
+# of them says what happened, so all are ERROR.
+_ANSWERS5 = {
+    1: (Failure.ERROR, "it failed"),
+    2: (Failure.DENIED, "its rules deny the destination"),
+    3: (Failure.NET_UNREACHABLE, "network unreachable"),
+    4: (Failure.HOST_UNREACHABLE, "host unreachable"),
+    5: (Failure.REFUSED, "connection refused"),
+    6: (Failure.TTL_EXPIRED, "time to live expired"),
+    7: (Failure.ERROR, "it does not know the command"),
+    8: (Failure.ERROR, "it does not know the type of address"),
 }
 
 
@@ -55,10 +60,10 @@ async def ask(sock: socket.socket, upstream: Upstream, login: Credentials | None
     try:
         await connector.connect(_Stream(sock), host_text(target.host), target.port)
     except ReplyError as error:
-        failure = _FAILURES5.get(error.error_code or 0, Failure.ERROR)
-        if kind is ProxyType.SOCKS4:
-            failure = Failure.ERROR
-        raise DialError(failure, f"upstream `{upstream.name}`: {_lowered(str(error))}") from None
+        failure, told = Failure.ERROR, _lowered(str(error))
+        if kind is ProxyType.SOCKS5:
+            failure, told = _ANSWERS5.get(error.error_code or 0, (failure, told))
+        raise DialError(failure, f"upstream `{upstream.name}`: {told}") from None
     except EOFError:
         raise DialError(
             Failure.ERROR, f"upstream `{upstream.name}` closed the connection before its reply was whole"

@@ -64,7 +64,9 @@ class Resolver:
         One name takes at most `lifetime_s`, once it is its turn: `in_flight` names are asked for at
         the same time, and `per_source` of them for one source.
         """
-        import dns.asyncresolver  # noqa: F401
+        import dns.asyncresolver
+        import dns.rdtypes.IN.A
+        import dns.rdtypes.IN.AAAA  # noqa: F401  dnspython would import these with the first answer
 
         self._lifetime_s = lifetime_s
         self._hosts: _Watched[Hosts] = _Watched(hosts, parse_hosts, {})
