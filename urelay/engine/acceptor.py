@@ -15,6 +15,8 @@ import socket
 from socket import SocketType
 from typing import TYPE_CHECKING, Protocol
 
+from urelay.policy.model import ListenerKind
+
 if TYPE_CHECKING:
     from urelay.engine.poller import Poller
     from urelay.policy.model import Listener
@@ -41,7 +43,7 @@ class Host(Protocol):
 class Acceptor:
     """One listener at work."""
 
-    __slots__ = ("_batch", "_host", "_poller", "family", "idle_s", "listener", "name", "sock", "users")
+    __slots__ = ("_batch", "_host", "_poller", "asks", "family", "idle_s", "name", "sock", "to", "users")
 
     def __init__(
         self,
@@ -54,8 +56,11 @@ class Acceptor:
         batch: int,
     ) -> None:
         """`sock` is listening and becomes the acceptor's own; `idle_s` is for its connections."""
-        self.listener = listener
         self.name = listener.name
+        self.asks = listener.kind is ListenerKind.SOCKS
+        """Whether clients say in a protocol where they want to go"""
+        self.to = listener.to
+        """Where all of them want to go; None: the address they connected to, unless they are asked"""
         self.sock = sock
         self.users = users
         self.idle_s = idle_s

@@ -16,7 +16,6 @@ nothing for this client, and its decision and its way out come from one policy.
 from __future__ import annotations
 
 import asyncio
-import enum
 import errno
 import logging
 import os
@@ -44,7 +43,7 @@ from urelay.engine.session import (
 )
 from urelay.errors import DialError, Failure
 from urelay.net.address import Endpoint, unmap
-from urelay.policy.model import ListenerKind, Outcome
+from urelay.policy.model import Outcome
 
 if TYPE_CHECKING:
     from urelay.engine.acceptor import Acceptor
@@ -54,21 +53,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _GONE = select.EPOLLERR | select.EPOLLHUP
-_SOCKET = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-_FIRST_EPHEMERAL = 1024
-"""A socket can only meet itself on a port the kernel may pick; ip_local_port_range starts no lower"""
-
+_SOCKET = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _END_OF = {Failure.TIMEOUT: End.TIMEOUT, Failure.ERROR: End.ERROR, Failure.DENIED: End.DENIED}
 """What a failed dial is logged as; every other failure is a refusal"""
 
 
-class _State(enum.Enum):
-    HANDSHAKE = enum.auto()
-    CONNECTING = enum.auto()
-    DIALING = enum.auto()
-    HELD = enum.auto()
-    FLOWING = enum.auto()
-    OVER = enum.auto()
+# Plain numbers, and a constant for the outcome: on CPython 3.11 naming an enum's member costs more
+# than anything else that is done with it.
+_HANDSHAKE, _CONNECTING, _DIALING, _HELD, _FLOWING, _OVER = range(6)
+_DIRECT = Outcome.DIRECT
 
 
 class Connection:
@@ -94,7 +87,7 @@ class Connection:
         self._client = client
         self._table = relay.table
         self._dialer = relay.dialer
-        self._state = _State.HANDSHAKE
+        self._state = _HANDSHAKE
         self._session: Session = DIRECT_SESSION
         self._watched = False
         self._told = 0
@@ -105,28 +98,26 @@ class Connection:
         self._attempt: _Attempt | None = None
         self._task: asyncio.Task[None] | None = None
         self._flow: Flow | None = None
-        self._dialed: str | None = None
+        self._dialed: Endpoint | str | None = None
         self._tries: tuple[str, ...] = ()
 
     def begin(self) -> None:
         """Find out where the client wants to go: at once, or by asking it."""
-        listener = self._acceptor.listener
-        if listener.kind is ListenerKind.SOCKS:
-            self._session = SocksSession(self._acceptor.users)
+        acceptor = self._acceptor
+        if acceptor.asks:
+            self._session = SocksSession(acceptor.users)
             self._relay.wheel.set(self, self.started + self._relay.limits.handshake_s)
             self._relay.handshaking[self] = None
             self._watch()
-        elif listener.kind is ListenerKind.FORWARD:
-            self._decide(listener.to)
         else:
-            self._decide(endpoint_of(self._acceptor.family, self._client.getsockname()))
+            self._decide(acceptor.to or endpoint_of(acceptor.family, self._client.getsockname()))
 
     # --- what the client does before the hand-over
 
     def on_event(self, events: int) -> None:
         """The client sent something, or left."""
         self._told |= events
-        if self._state is _State.HANDSHAKE:
+        if self._state is _HANDSHAKE:
             self._receive()
         elif events & _GONE:
             self._leave()
@@ -134,9 +125,9 @@ class Connection:
     def on_timer(self, now: float) -> None:
         """The handshake, the attempt to connect or the holding has lasted long enough."""
         limits = self._relay.limits
-        if self._state is _State.HANDSHAKE:
+        if self._state is _HANDSHAKE:
             self._cut(End.TIMEOUT, f"no complete request in {limits.handshake_s:g} s")
-        elif self._state is _State.HELD:
+        elif self._state is _HELD:
             self._over(End.DENIED, _why_denied(self._decision))
             self._relay.poller.retire(self._client)
         elif self._attempt is not None:
@@ -144,14 +135,14 @@ class Connection:
 
     def on_crash(self) -> None:
         """A fault of ours: let go of the client."""
-        if self._state is not _State.OVER:
+        if self._state is not _OVER:
             self._cut(End.ERROR, "internal error")
 
     def abort(self, end: End, error: str) -> None:
         """End it now, whatever it is doing."""
         if self._flow is not None:
             self._flow.abort(end, error)
-        elif self._state is not _State.OVER:
+        elif self._state is not _OVER:
             self._cut(end, error)
 
     def evict(self) -> None:
@@ -165,7 +156,7 @@ class Connection:
 
     def _receive(self) -> None:
         limit = self._relay.limits.handshake_bytes
-        while self._state is _State.HANDSHAKE:
+        while self._state is _HANDSHAKE:
             try:
                 data = self._client.recv(limit)
             except BlockingIOError:
@@ -179,7 +170,7 @@ class Connection:
             self._obey(self._session.receive(data))
 
     def _leave(self) -> None:
-        if self._state in (_State.HANDSHAKE, _State.CONNECTING, _State.DIALING, _State.HELD):
+        if self._state in (_HANDSHAKE, _CONNECTING, _DIALING, _HELD):
             self._cut(End.RESET, "reset by the client")
 
     # --- what the session says
@@ -232,7 +223,7 @@ class Connection:
             self._obey(command)
 
     def _hold(self) -> None:
-        self._state = _State.HELD
+        self._state = _HELD
         self._watch()
         self._relay.wheel.set(
             self, max(self.started, self._relay.poller.touch()) + self._relay.limits.handshake_s
@@ -252,7 +243,7 @@ class Connection:
         ):
             self._connect(target)
         else:
-            self._state = _State.DIALING
+            self._state = _DIALING
             # Watched, so that a client that leaves does not keep a name server or a proxy busy.
             self._watch()
             self._task = self._relay.spawn(self._dial_at_length(decision, asked))
@@ -277,7 +268,7 @@ class Connection:
             upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             code = upstream.connect_ex((socket.inet_ntop(family, host), port))
             if code == errno.EINPROGRESS:
-                self._state = _State.CONNECTING
+                self._state = _CONNECTING
                 self._relay.poller.add(upstream, attempt)
                 self._relay.wheel.set(self, self._relay.poller.touch() + self._relay.limits.connect_s)
                 return
@@ -293,9 +284,9 @@ class Connection:
         attempt = self._attempt
         assert attempt is not None
         self._attempt = None
-        self._dialed = str(attempt.target)
+        self._dialed = attempt.target
         upstream = attempt.sock
-        if attempt.met_itself():
+        if attempt.target.port >= self._relay.first_ephemeral_port and attempt.met_itself():
             self._relay.poller.retire(upstream)
             self._fail(Failure.REFUSED, f"{attempt.target}: nobody listens (the connection met itself)")
             return
@@ -332,7 +323,7 @@ class Connection:
 
     def _arrive(self, dialed: Dialed) -> None:
         self._task = None
-        if self._state is not _State.DIALING:
+        if self._state is not _DIALING:
             dialed.sock.close()
             return
         self._decision = dialed.decision
@@ -343,7 +334,7 @@ class Connection:
     def _fail(self, failure: Failure, error: str) -> None:
         """There is no way out, and the client is told in its own terms."""
         self._task = None
-        if self._state is _State.OVER:
+        if self._state is _OVER:
             return
         command = self._session.failed(failure)
         assert isinstance(command, Refuse)
@@ -357,13 +348,13 @@ class Connection:
         try:
             bound = None
             if self._session.tells_bound:
-                bound = endpoint_of(int(upstream.family), upstream.getsockname())
+                bound = endpoint_of(upstream.family, upstream.getsockname())
             command = self._session.dialed(bound)
             assert isinstance(command, HandOver)
             if not self._send(command.reply):
                 relay.poller.retire(upstream)
                 return
-            self._state = _State.FLOWING
+            self._state = _FLOWING
             relay.wheel.cancel(self)
             self._flow = flow = Flow(relay.pump, self._client, upstream, self, self._idle_s, command.early)
         except OSError as error:
@@ -406,7 +397,7 @@ class Connection:
 
     def _over(self, end: End, error: str | None, bytes_up: int = 0, bytes_down: int = 0) -> None:
         relay = self._relay
-        self._state = _State.OVER
+        self._state = _OVER
         relay.wheel.cancel(self)
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task(relay.loop):
@@ -443,10 +434,9 @@ class _Attempt:
         self._connection.on_crash()
 
     def met_itself(self) -> bool:
-        """Whether the kernel connected it to itself: it picked the port that nobody listens on."""
-        if self.target.port < _FIRST_EPHEMERAL:
-            return False
-        return endpoint_of(int(self.sock.family), self.sock.getsockname()) == self.target
+        """Whether the kernel connected it to itself: it picked the very port that was asked for."""
+        own = self.sock.getsockname()
+        return bool(own[1] == self.target.port) and endpoint_of(self.sock.family, own) == self.target
 
 
 def endpoint_of(family: int, address: object) -> Endpoint | None:

@@ -23,6 +23,15 @@ _LOOPBACK = (Prefix(4, 127 << 24, 8), Prefix(6, 1, 128))
 _UNSPECIFIED = (bytes(4), bytes(16))
 
 
+def first_ephemeral_port() -> int:
+    """The lowest port the kernel picks by itself (ip(7), ip_local_port_range)."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+            return int(file.read().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 1
+
+
 class _Own(NamedTuple):
     """A listener of ours, as somebody who dials sees it. `address` None: every local one."""
 

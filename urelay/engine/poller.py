@@ -77,6 +77,7 @@ class Poller:
         "_in_batch",
         "_last",
         "_loop",
+        "_on_time",
         "_retired",
         "_woken",
         "batches",
@@ -95,6 +96,8 @@ class Poller:
         self._last: list[Last] = []
         self._retired: list[SocketType] = []
         self._in_batch = False
+        self._on_time = False
+        """Whether `now` was taken a moment ago"""
         self._woken = False
         loop.add_reader(self._epoll.fileno(), self._drain)
 
@@ -103,8 +106,9 @@ class Poller:
 
     def add(self, sock: SocketType, handler: Handler, events: int = EDGE) -> None:
         """Watch `sock`. What it is ready for already is reported too. Raises OSError (ENOSPC, ENOMEM)."""
-        self._epoll.register(sock.fileno(), events)
-        self._handlers[sock.fileno()] = handler
+        fd = sock.fileno()
+        self._epoll.register(fd, events)
+        self._handlers[fd] = handler
 
     def assign(self, sock: SocketType, handler: Handler) -> None:
         """Let another handler stand for a watched socket; it must look for itself what is ready."""
@@ -134,8 +138,8 @@ class Poller:
         self._last.append(who)
 
     def touch(self) -> float:
-        """Bring `now` up to date outside a batch, and return it."""
-        if not self._in_batch:
+        """Bring `now` up to date, if this is not a batch, and return it."""
+        if not self._on_time:
             self.now = self._loop.time()
         return self.now
 
@@ -159,7 +163,7 @@ class Poller:
     def _drain(self) -> None:
         self.now = self._loop.time()
         self.batches += 1
-        self._in_batch = True
+        self._in_batch = self._on_time = True
         handlers = self._handlers
         for fd, events in self._epoll.poll(0, _BATCH):
             handler = handlers.get(fd)
@@ -187,6 +191,7 @@ class Poller:
                     last.come_last()
                 except Exception:
                     _crashed(last)
+        self._on_time = False
         if again:
             self._wake()
 

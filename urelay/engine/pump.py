@@ -468,10 +468,11 @@ class Flow:
             if told is None:
                 pump.poller.add(direction.src, direction)
             else:
-                # Its edge was told to somebody else: look what is there.
-                direction.eager = bool(told & _BEHIND)
                 pump.poller.assign(direction.src, direction)
-                pump.poller.again(direction)
+                if told & (_IN | _BEHIND) or direction.back.held:
+                    # That edge went to somebody else, and comes no more: look what is there.
+                    direction.eager = bool(told & _BEHIND)
+                    pump.poller.again(direction)
         pump.wheel.set(self, self._started + min(self._check_s, _KEEPALIVE_FROM_S))
 
     def on_timer(self, now: float) -> None:

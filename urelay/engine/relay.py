@@ -21,7 +21,7 @@ from urelay.engine.acceptor import Acceptor
 from urelay.engine.connection import Connection
 from urelay.engine.farewell import Farewell
 from urelay.engine.limits import Limits
-from urelay.engine.loops import CarefulJudge, OwnListeners
+from urelay.engine.loops import CarefulJudge, OwnListeners, first_ephemeral_port
 from urelay.engine.poller import Poller
 from urelay.engine.pump import Pump
 from urelay.engine.record import End, Record
@@ -57,6 +57,7 @@ class Relay:
         self.wheel = Wheel(self.loop, self.limits.tick_s)
         self.pump = Pump(self.loop, self.poller, self.wheel, self.limits)
         self.own = OwnListeners()
+        self.first_ephemeral_port = first_ephemeral_port()
         self.handshaking: dict[Connection, None] = {}
         """Clients that have not said where they want to go, the oldest first"""
         self._on_end = on_end
