@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from urelay.services.loaded import LoadedPolicy
     from urelay.table.decision import Decision
 
-    __version__: str
+__version__ = "0.1.0"
 
 __all__ = [
     "AddressError",
@@ -52,10 +52,6 @@ def load(path: str | os.PathLike[str]) -> LoadedPolicy:
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("urelay")
     if name in _HOMES:
         from importlib import import_module
 

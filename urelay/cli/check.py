@@ -63,9 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
         elif arguments.format == "github":
             sys.stdout.write(render_github(shown))
         else:
-            if shown:
-                sys.stdout.write(render_text(shown, colour=use_colour(sys.stdout)))
-            sys.stdout.write(f"{path}: {_summary(verdict, shown)}\n")
+            sys.stdout.write(render_text(shown, colour=use_colour(sys.stdout)))
+            # Of a file that could not be read there is nothing to sum up.
+            if verdict.policy is not None or any(one.labels for one in shown):
+                sys.stdout.write(f"{path}: {_summary(verdict, shown)}\n")
     if arguments.format == "json":
         sys.stdout.write(json.dumps(everything, indent=2) + "\n")
     return worst

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from urelay import __version__
 from urelay.cli import check, explain, serve
 from urelay.errors import PolicyError, StartError, UrelayError
 
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         description="A TCP relay for network namespaces, ruled by a policy language.",
         epilog="`urelay COMMAND --help` tells more about each command.",
     )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"urelay {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         name = command.__name__.rpartition(".")[2]
@@ -74,19 +75,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_arguments(one)
         one.set_defaults(run=command.run)
     return parser
-
-
-class _Version(argparse.Action):
-    """Prints the version; finding it out takes longer than all the rest, so only when asked."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **kwargs)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        import urelay
-
-        sys.stdout.write(f"urelay {urelay.__version__}\n")
-        parser.exit()
 
 
 def _report_policy_error(error: PolicyError) -> int:
