@@ -58,6 +58,7 @@ def test_tokens_cover_the_text_without_gaps(text: str) -> None:
             "a ->\n  b,\n\n c then\n d\ne", [["a", "->", "b", ",", "c", "then", "d"], ["e"]], id="goes on"
         ),
         pytest.param("a -> # why\n b", [["a", "->", "b"]], id="goes on behind a comment"),
+        pytest.param("a\n  { b }\n", [["a", "{", "b", "}"]], id="a brace on its own line"),
         pytest.param("a {\n\nb\n\nc,\n}\n", [["a", "{", "b", "\n", "c", ",", "}"]], id="line ends part"),
         pytest.param("a { b\n, c }", [["a", "{", "b", ",", "c", "}"]], id="a comma after a line end"),
         pytest.param(

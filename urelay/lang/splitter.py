@@ -1,7 +1,8 @@
 """Cuts a policy into statements, so that each can be parsed, and can fail, alone.
 
-A statement ends at a line end outside braces (unless the line ends with `->`, `,` or `then`). The
-braces of a `table` do not nest like others: what stands in them is cut into statements too.
+A statement ends at a line end outside braces, unless the line ends with `->`, `,` or `then`, or the
+next line begins with `{`. The braces of a `table` do not nest like others: what stands in them is cut
+into statements too.
 
 A brace that is never closed must not swallow the rest of the file. The words `set`, `match` and
 most others that start a statement are never options or elements, so a line that begins with one ends
@@ -25,9 +26,10 @@ from urelay.lang.source import Source
 _OPENS_ANYTHING = re.compile(
     r"""(?:include|set|upstream|listen|forbid|match|expect)(?=[\s"{])
       | dns [ \t]+ [^\s={]+ [ \t]* =
-      | table [ \t]+ [^\s={]+ [ \t]* \{""",
+      | table [ \t]+ [^\s={]+ [ \t]* \n? [ \t]* \{""",
     re.VERBOSE,
 )
+_OPENING_LINE = re.compile(r"[ \t]*\{")
 _IN_TABLES = frozenset({"match", "forbid", "expect"})
 _SPECIAL = frozenset({"LBRACE", "RBRACE", "COMMA", "UNCLOSED"})
 _GOES_ON = frozenset({"ARROW", "COMMA"})
@@ -72,7 +74,7 @@ class Splitter:
                 first_on_line = True
                 if self._depth:
                     self._separate(lexeme)
-                elif self._cut.lexemes and not self._goes_on():
+                elif self._cut.lexemes and not self._goes_on(lexeme):
                     yield self._finish()
             elif kind == "COMMENT":
                 self.comments.append(lexeme)
@@ -129,9 +131,12 @@ class Splitter:
             self._braces.pop()
         self._depth -= 1
 
-    def _goes_on(self) -> bool:
+    def _goes_on(self, newline: Lexeme) -> bool:
+        """Whether the statement goes on behind this line end."""
         last = self._cut.lexemes[-1]
-        return last.type in _GOES_ON or (last.type == "WORD" and last.text == "then")
+        if last.type in _GOES_ON or (last.type == "WORD" and last.text == "then"):
+            return True
+        return _OPENING_LINE.match(self.source.text, newline.end) is not None
 
     def _start_line(self, first: Lexeme) -> Iterator[Cut]:
         """End what a line that begins with `first` shows to be over."""
