@@ -59,7 +59,7 @@ class _Asked:
     source: Address | None
     listener: str | None
     name: Host | None = None
-    """A host name that has been resolved, and `answer`, one of its addresses"""
+    """The host name that has been resolved; `answer` is one of its addresses"""
     answer: Address | None = None
 
     def address_of(self, host: Host) -> Host:
@@ -160,7 +160,7 @@ class Table:
     def settle(
         self,
         decision: Decision,
-        name: Host,
+        host: Host,
         address: Address,
         port: int,
         source: Address | None = None,
@@ -169,17 +169,14 @@ class Table:
     ) -> Decision:
         """What `decision`, which needs an address, becomes for one `address` of the resolved name.
 
-        `name` (an address, if it was a rewrite that made it a name), `port` and the rest are as they
-        were asked of `decide`; the name that was resolved is `decision.destination`'s where a
-        rewrite set it, else `name`. The result names the address to dial in `destination` and never
-        needs another one.
+        `host`, `port` and the rest are as they were asked of `decide`; the name that was resolved is
+        `decision.destination`'s where a rewrite set it, else `host`. The result names the address
+        to dial in `destination` and never needs another one.
         """
-        resolved = name if isinstance(name, str) else None
-        if decision.destination is not None and isinstance(decision.destination.host, str):
-            resolved = decision.destination.host
+        resolved = host if decision.destination is None else decision.destination.host
         world = self.world_for(listener, source) if table is None else self.world(table)
         asked = _Asked(source, listener, resolved, unmap(address))
-        return self._walk(world, Endpoint(name, port), asked)
+        return self._walk(world, Endpoint(host, port), asked)
 
     # --- the walk
 
