@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import shutil
 import socket
@@ -44,6 +45,7 @@ from urelay.policy.model import (
 )
 from urelay.protocols.users import SaltedHash, Users
 from urelay.table.compile import compile_policy
+from urelay.table.decision import Decision
 
 FAST = Timeouts(address_s=0.5, total_s=2, stagger_s=0.02)
 SOURCE = parse_address("192.168.7.9")
@@ -561,6 +563,29 @@ def test_no_cancel_at_any_moment_leaks_anything(tmp_path: Path, hosts: Path) -> 
             assert descriptors() <= before
 
     with_peers(goal, way, test=main)
+
+
+def test_a_cancellation_that_was_swallowed_underneath_is_still_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library may finish its race while it is cancelled: the socket is closed, the cancel stands."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+
+        async def run_on(self: object, decision: Decision) -> Dialed:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return Dialed(ours, decision, "x", ())
+
+        monkeypatch.setattr("urelay.engine.dial._Dial.run", run_on)
+        task = asyncio.get_running_loop().create_task(World([ANY_DIRECT]).dial("192.0.2.7", 80))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ours.fileno() == -1
+        theirs.close()
+
+    run(main)
 
 
 # --- a real proxy

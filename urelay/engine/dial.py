@@ -18,16 +18,17 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
 from urelay.engine.logins import Logins
 from urelay.engine.resolve import Resolver
 from urelay.errors import AddressError, DialError, Failure
 from urelay.net import paths
-from urelay.net.address import Address, Endpoint, Host
+from urelay.net.address import Address, Endpoint
 from urelay.policy.model import DenyHow, Outcome, Policy, Upstream, UpstreamKind
 from urelay.table.decision import Decision
+from urelay.table.evaluate import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +51,6 @@ class Dialed:
     """What `sock` is connected to: an endpoint, a proxy's endpoint, or the path of a unix socket"""
     tries: tuple[str, ...]
     """Everything that was tried, in order: endpoints, and what proxies were asked for"""
-
-
-class Judge(Protocol):
-    """What a dial needs of a table (urelay.table.compile.Table is one)."""
-
-    @property
-    def policy(self) -> Policy:
-        """The policy it was compiled from."""
-
-    def settle(
-        self,
-        decision: Decision,
-        name: Host,
-        address: Address,
-        port: int,
-        source: Address | None = None,
-        listener: str | None = None,
-    ) -> Decision:
-        """What `decision` becomes for one address its name resolved to; `name`, `port`: as asked."""
 
 
 class Denied(DialError):
@@ -117,7 +99,7 @@ class Dialer:
         self._timeouts = timeouts or Timeouts()
         self._ask = proxies.ask
 
-    async def dial(self, table: Judge, decision: Decision, asked: Asked) -> Dialed:
+    async def dial(self, table: Table, decision: Decision, asked: Asked) -> Dialed:
         """Open the way `decision` names for `asked`; takes at most the whole of the timeouts.
 
         Raises DialError, and Denied when the policy says so of every address. Cancelling is safe.
@@ -143,7 +125,7 @@ class Dialer:
 class _Dial:
     """One dial: what is asked, by which table, and what was tried so far."""
 
-    def __init__(self, dialer: Dialer, table: Judge, asked: Asked) -> None:
+    def __init__(self, dialer: Dialer, table: Table, asked: Asked) -> None:
         self._resolver = dialer._resolver
         self._logins = dialer._logins
         self._timeouts = dialer._timeouts
