@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from urelay.analysis.boxes import Box, partition
-from urelay.analysis.cubes import ISATAP, LOW_32, Cube, cubes_between
+from urelay.analysis.cubes import ISATAP, Cube, cubes_between
 from urelay.analysis.phrases import merged
-from urelay.analysis.walk import MAPPED, Bearing, NameClass, Trail, Walker, leaves
-from urelay.net.address import Address, Host, address_of
-from urelay.policy.model import Destinations, NameKind, NamePattern, Route, Wall
+from urelay.analysis.walk import MAPPED, Bearing, NameClass, Trail, Walker, leaves, remainder
+from urelay.net.address import Host, address_of
+from urelay.policy.model import Destinations, NameKind, NamePattern, Route
 from urelay.table.decision import Decision
 from urelay.table.evaluate import Table
 from urelay.table.leaf import Candidate, Leaf, dials
@@ -44,14 +44,15 @@ class Cell:
     """Connections that are all decided alike."""
 
     where: Where
-    """The destinations. Of an IPv6 stretch the ISATAP addresses that carry a refused IPv4 address
-    are cells of their own."""
+    """The destinations, but for those in `less`"""
     box: Box
     decision: Decision
     """Of `example` at the box's first port; a rewritten `destination` is the example's"""
     example: Host
     bearing: Bearing
     """From what was asked for to the final destination"""
+    less: tuple[Cube, ...] = ()
+    """Addresses of `where` that are in other cells: they carry IPv4 addresses that are refused"""
     steps: tuple[tuple[str, Route, Bearing], ...] = ()
     """The routes that rewrote or looked up on the way"""
 
@@ -125,39 +126,38 @@ class Cells:
 
     def _followed(self, world: World, trail: Trail) -> Iterator[Cell]:
         for end in self.walker.follow(world, trail):
-            origin, box = end.origin, end.box
-            example = origin.example if isinstance(origin, Cube) else trail.bearing.fixed
-            assert example is not None
-            where: Where = origin
-            if isinstance(origin, Cube) and origin.prefix is not None:
-                where = Stretch(origin.family, origin.value, origin.last)
-            yield Cell(where, box, self.decide(world, example, box), example, end.bearing, end.steps)
+            yield from self._end(world, end, trail.bearing.fixed)
 
     def _dialled(self, world: World, here: Stretch, box: Box, decision: Decision) -> Iterator[Cell]:
-        """An IPv6 stretch that is dialled: what the final check refuses of its ISATAP addresses apart."""
-        plain: Address | None = None
-        for cube in cubes_between(*here):
-            hidden = cube.meet(ISATAP)
-            if plain is None:
-                plain = (
-                    next((rest.example for rest in cube.without(ISATAP)), None) if hidden else cube.example
-                )
-            if hidden is None:
+        """An IPv6 stretch that is dialled: one cell, but for what ISATAP addresses in it may hide."""
+        rests: dict[Box, list[Cube]] = {}
+        cubes = cubes_between(*here)
+        for cube in cubes:
+            if cube.meet(ISATAP) is None:
                 continue
-            for first, last, boxes in self.walker.refusals(world, 4, box):
-                for part, candidate in boxes:
-                    for target in cubes_between(4, first, last):
-                        back = LOW_32.origin(target)
-                        found = back.meet(hidden) if back is not None else None
-                        if found is None:
-                            continue
-                        example = found.example
-                        if candidate is not None and (isinstance(candidate.rule, Wall) or candidate.guarding):
-                            yield Cell(found, part, self.decide(world, example, part), example, Bearing())
-                        elif plain is None:
-                            plain = example
-        if plain is not None:
-            yield Cell(here, box, decision, plain, Bearing())
+            for end in self.walker.checked(world, cube, box):
+                if end.refused:
+                    yield from self._end(world, end, None)
+                else:
+                    rests.setdefault(end.box, []).extend(end.less)
+        for part, less in (rests or {box: []}).items():
+            example = next((rest for cube in cubes if (rest := remainder(cube, less))), None)
+            if example is not None:
+                yield Cell(here, part, decision, example.example, Bearing(), tuple(less))
+
+    def _end(self, world: World, end: Trail, name: Host | None) -> Iterator[Cell]:
+        """The cell of a trail's end; none when all of it is in other cells."""
+        where: Where = end.origin
+        if isinstance(end.origin, Cube):
+            rest = remainder(end.origin, end.less)
+            if rest is None:
+                return
+            name = rest.example
+            if end.origin.prefix is not None:
+                where = Stretch(end.origin.family, end.origin.value, end.origin.last)
+        assert name is not None
+        decision = self.decide(world, name, end.box)
+        yield Cell(where, end.box, decision, name, end.bearing, end.less, end.steps)
 
     # --- names
 

@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from urelay.analysis.phrases import clauses_text, listing, prefix_text
-from urelay.lang.codes import diagnostic
-from urelay.lang.diagnostics import Diagnostic, Label, Remark
+from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.net.address import Prefix
 from urelay.policy.model import ALL_PORTS, NamePattern, Policy, PortRange, Region, Route
 

@@ -15,11 +15,10 @@ urelay.table.evaluate step by step, and a test compares every address of small u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from urelay.analysis.boxes import Box, partition
 from urelay.analysis.cubes import (
@@ -109,6 +108,10 @@ class Trail:
     """At the end: who decided, before the final check"""
     loops: bool = False
     """At the end: it came back to where it was, or went through too many tables"""
+    refused: bool = False
+    """At the end: a reading of its addresses leads to a wall or the guard"""
+    less: tuple[Cube, ...] = ()
+    """At the end: the addresses of `origin` that the final check treats apart, each in its own trail"""
 
     @property
     def now(self) -> Endpoint:
@@ -179,7 +182,12 @@ class Walker:
     def __init__(self, table: Table) -> None:
         """A walker remembers what it learns of the table, so use one for many questions."""
         self.table = table
-        self._stretches: dict[tuple[int, int, Box], list[_Stretch]] = {}
+        self._cubes: dict[tuple[int, int, Box], list[Cube]] = {}
+        self._cuts: dict[tuple[int, tuple[int, ...], Box], list[Box]] = {}
+
+    def checked(self, world: World, cube: Cube, box: Box) -> Iterator[Trail]:
+        """The ends of an address that is dialled as it is: only the final check is left."""
+        return self._check(world, Trail(cube, box, Bearing()))
 
     def follow(self, world: World, trail: Trail) -> Iterator[Trail]:
         """Every end of `trail` from `world` on; together they are all its connections."""
@@ -231,75 +239,115 @@ class Walker:
                 yield from self._check(world, part)
 
     def _check(self, world: World, trail: Trail) -> Iterator[Trail]:
-        """The final check: cut wherever a spelling of the address may be refused, or not."""
-        parts = list(self._cut(world, trail, ())) if trail.steps else [trail]
-        if trail.image.family == 6:
-            for domain, reading in self._readings:
-                cut: list[Trail] = []
-                for part in parts:
-                    inside = part.within(domain)
-                    if inside is None:
-                        cut.append(part)
-                    else:
-                        cut.extend(part.outside(domain))
-                        cut.extend(self._cut(world, inside, (reading,)))
-                parts = cut
-        yield from parts
+        """The final check: what a wall or the guard may refuse of a trail, apart from the rest."""
+        family = trail.image.family
+        readings = [_AS_IT_IS] if trail.steps else []
+        if family == 6:
+            readings += [reading for reading in self._readings if trail.within(reading.domain) is not None]
+        if not readings:
+            yield trail
+            return
+        families = {4 if reading.step is not None else family for reading in readings}
+        for box in self._boxes(world, families, trail.box_now):
+            yield from self._carved(world, trail.boxed(box), readings)
 
-    def _cut(self, world: World, trail: Trail, reading: tuple[BitMap, ...]) -> Iterator[Trail]:
-        """`trail` cut by who refuses its address, as `reading` reads it."""
-        image = image_through(reading, trail.image)
-        stretches: Iterable[_Stretch]
-        if image.size == 1:
-            # Most rewrites in practice name one host: no need to look at the whole world.
-            stretches = [
-                (image.value, image.value, partition(world.leaf(image.example).candidates, trail.box_now))
-            ]
-        else:
-            stretches = self.refusals(world, image.family, trail.box_now)
-        for first, last, boxes in stretches:
-            if last < image.value or first > image.last:
+    def _carved(self, world: World, trail: Trail, readings: Sequence[_Reading]) -> Iterator[Trail]:
+        """`trail`, in a box that nothing cuts any more, by what is refused of each reading."""
+        less: list[Cube] = []
+        for domain, step, spared in readings:
+            part = trail.within(domain) if step is not None else trail
+            if part is None:
                 continue
-            for target in cubes_between(image.family, first, last):
-                part = trail.within(target, reading)
-                if part is not None:
-                    for box, _ in boxes:
-                        yield part.boxed(box)
+            family = part.image.family if step is None else 4
+            for refused in self._refused(world, family, trail.box_now):
+                for cube in _without(refused, spared):
+                    found = part.within(cube, () if step is None else (step,))
+                    if found is None:
+                        continue
+                    if not isinstance(found.origin, Cube) or trail.bearing.fixed is not None:
+                        yield replace(trail, refused=True)
+                        return
+                    overlap = tuple(known for known in less if known.meet(found.origin))
+                    yield replace(found, refused=True, less=overlap)
+                    less.append(found.origin)
+        yield replace(trail, less=tuple(less))
 
-    def refusals(self, world: World, family: int, box: Box) -> list[_Stretch]:
-        """The addresses of a family in stretches: first, last, and `box` cut by what refuses there.
-
-        What refuses is a wall or a route of the guard. 0.0.0.0 stands alone: of the two readings of
-        an address under 64:ff9b:1::/48 the evaluator drops the one that is it. So do the blocks that
-        64:ff9b::/96 never carries.
-        """
-        key = id(world), family, box
-        known = self._stretches.get(key)
+    def _boxes(self, world: World, families: Collection[int], box: Box) -> list[Box]:
+        """`box` cut so finely that inside a part, at each address, one candidate wins."""
+        key = id(world), tuple(sorted(families)), box
+        known = self._cuts.get(key)
         if known is None:
-            known = self._stretches[key] = list(_refusals(world, family, box))
+            cutting = {}
+            for family in families:
+                for leaf in _distinct(world, family):
+                    candidates = leaf.candidates
+                    if any(_refuses(candidate) for candidate in candidates):
+                        for one in candidates:
+                            cutting[one.ports, one.source, one.listeners] = one
+            known = [box]
+            for one in cutting.values():
+                known = [part for whole in known for part, _ in partition((one,), whole)]
+            self._cuts[key] = known
+        return known
+
+    def _refused(self, world: World, family: int, box: Box) -> list[Cube]:
+        """What walls and the guard may refuse in a box of `_boxes`, each cube by one rule."""
+        key = id(world), family, box
+        known = self._cubes.get(key)
+        if known is None:
+            known = self._cubes[key] = list(_refused(world, family, box))
         return known
 
     @cached_property
-    def _readings(self) -> tuple[tuple[Cube, BitMap], ...]:
-        """Which addresses may be read how (urelay.net.nat64.embedded_ipv4), on the generous side."""
-        own = [(cube_of(prefix), extraction(prefix.length)) for prefix in self.table.nat64]
-        return (*own, *_REGISTERED)
+    def _readings(self) -> tuple[_Reading, ...]:
+        """How IPv4 addresses are read out of IPv6 ones, as urelay.net.nat64.embedded_ipv4 does it."""
+        found = []
+        own: list[Cube] = []
+        for prefix in sorted(self.table.nat64, key=lambda prefix: -prefix.length):
+            found += [_Reading(part, extraction(prefix.length)) for part in _without(cube_of(prefix), own)]
+            own.append(cube_of(prefix))
+        for domain, step, spared in _REGISTERED:
+            found += [_Reading(part, step, spared) for part in _without(domain, own)]
+        return (*found, _Reading(ISATAP, LOW_32))
+
+
+class _Reading(NamedTuple):
+    """Addresses of a domain, and the IPv4 address somebody might read out of each."""
+
+    domain: Cube
+    step: BitMap | None
+    """None: the address as it is"""
+    spared: tuple[Cube, ...] = ()
+    """IPv4 addresses that this reading does not find"""
 
 
 _COMPATIBLE, _TRANSLATED, _WELL_KNOWN, _LOCAL_USE, _SIX_TO_FOUR, _TEREDO = map(cube_of, nat64.EMBEDDINGS)
-_Stretch: TypeAlias = tuple[int, int, list[tuple[Box, Candidate | None]]]
-
+_AS_IT_IS = _Reading(MAPPED, None)
+_NOWHERE = Cube(4, 0, 0)
 _REGISTERED = (
-    (_COMPATIBLE, LOW_32),
-    (_TRANSLATED, LOW_32),
-    (_WELL_KNOWN, LOW_32),
-    (_LOCAL_USE, extraction(48)),
-    (_LOCAL_USE, LOW_32),
-    (_SIX_TO_FOUR, SIX_TO_FOUR),
-    (_TEREDO, TEREDO_SERVER),
-    (_TEREDO, TEREDO_CLIENT),
-    (ISATAP, LOW_32),
+    _Reading(_COMPATIBLE, LOW_32, (_NOWHERE, Cube(4, 1, 0))),
+    _Reading(_TRANSLATED, LOW_32),
+    _Reading(_WELL_KNOWN, LOW_32),
+    _Reading(_LOCAL_USE, extraction(48), (_NOWHERE,)),
+    _Reading(_LOCAL_USE, LOW_32, (_NOWHERE,)),
+    _Reading(_SIX_TO_FOUR, SIX_TO_FOUR),
+    _Reading(_TEREDO, TEREDO_SERVER),
+    _Reading(_TEREDO, TEREDO_CLIENT),
 )
+
+
+def _without(cube: Cube, others: Sequence[Cube]) -> Iterator[Cube]:
+    """The addresses of `cube` in none of the others."""
+    if not others:
+        yield cube
+        return
+    for part in cube.without(others[0]):
+        yield from _without(part, others[1:])
+
+
+def remainder(cube: Cube, less: Sequence[Cube]) -> Cube | None:
+    """Some addresses of `cube` in none of `less`; None when there are none."""
+    return next(_without(cube, less), None)
 
 
 def leaves(world: World, family: int, first: int, last: int) -> Iterator[tuple[int, int, Leaf]]:
@@ -310,28 +358,30 @@ def leaves(world: World, family: int, first: int, last: int) -> Iterator[tuple[i
         yield from (world.v4 if family == 4 else world.v6).between(first, last)
 
 
-def _refusals(world: World, family: int, box: Box) -> Iterator[_Stretch]:
-    whole: list[tuple[Box, Candidate | None]] = [(box, None)]
-    by_leaf: dict[int, list[tuple[Box, Candidate | None]]] = {}
-    bounds = _IPV4_BOUNDS if family == 4 else ()
-    begun: tuple[int, list[tuple[Box, Candidate | None]]] | None = None
-    for first, last, leaf in (world.v4 if family == 4 else world.v6).intervals():
-        boxes = by_leaf.get(id(leaf))
-        if boxes is None:
-            boxes = partition(leaf.candidates, box)
-            boxes = by_leaf[id(leaf)] = boxes if any(_refuses(candidate) for _, candidate in boxes) else whole
-        low = bisect_right(bounds, first)
-        for start in (first, *bounds[low : bisect_right(bounds, last)]):
-            if begun is not None and (begun[1] is not boxes or start != first):
-                yield begun[0], start - 1, begun[1]
-                begun = None
-            begun = begun or (start, boxes)
-    assert begun is not None
-    yield begun[0], (1 << (32 if family == 4 else 128)) - 1, begun[1]
+def _distinct(world: World, family: int) -> Iterable[Leaf]:
+    """The leaves of a family, each once."""
+    return {id(leaf): leaf for _, _, leaf in (world.v4 if family == 4 else world.v6).intervals()}.values()
 
 
-def _refuses(candidate: Candidate | None) -> bool:
-    return candidate is not None and (isinstance(candidate.rule, Wall) or candidate.guarding)
+def _refused(world: World, family: int, box: Box) -> Iterator[Cube]:
+    rules: dict[int, Route | Wall | None] = {}
+    begun = 0
+    by: Route | Wall | None = None
+    for first, _, leaf in (world.v4 if family == 4 else world.v6).intervals():
+        if id(leaf) not in rules:
+            (_, candidate), *_ = partition(leaf.candidates, box)
+            rules[id(leaf)] = candidate.rule if candidate is not None and _refuses(candidate) else None
+        rule = rules[id(leaf)]
+        if rule is not by:
+            if by is not None:
+                yield from cubes_between(family, begun, first - 1)
+            begun, by = first, rule
+    if by is not None:
+        yield from cubes_between(family, begun, (1 << (32 if family == 4 else 128)) - 1)
+
+
+def _refuses(candidate: Candidate) -> bool:
+    return isinstance(candidate.rule, Wall) or candidate.guarding
 
 
 def _been(trail: Trail, world: World) -> bool:
@@ -422,11 +472,3 @@ def _carried(prefix: Prefix, trail: Trail) -> Iterator[tuple[Trail, bool]]:
         parts = left
     for part in parts:
         yield part, True
-
-
-# Where kinds of IPv4 address begin that a reading or 64:ff9b::/96 treats apart (:: and ::1 are hosts
-# of their own, not 0.0.0.0 and 0.0.0.1).
-_IPV4_BOUNDS = sorted(
-    {1, 2}
-    | {cut for cube in (*_GLOBAL, *_SPECIAL) for cut in (cube.value, cube.last + 1) if 0 < cut < 1 << 32}
-)
