@@ -57,11 +57,9 @@ def judge(path: str, *, cover: bool = False) -> Verdict:
     from urelay.table.compile import compile_policy
 
     checked = check.check_file(path)
-    policy = checked.policy
-    if policy is None:
-        return Verdict(path, None, None, tuple(checked.diagnostics))
-    table = compile_policy(policy)
-    return Verdict(path, policy, table, tuple(allow.apply(checked.diagnostics, policy.documents)))
+    table = None if checked.policy is None else compile_policy(checked.policy)
+    found = tuple(allow.apply(checked.diagnostics, checked.documents))
+    return Verdict(path, checked.policy, table, found)
 
 
 def status(diagnostics: Iterable[Diagnostic]) -> int:
