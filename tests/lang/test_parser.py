@@ -372,6 +372,9 @@ def test_a_slip_costs_one_statement(text: str, code: str, says: str, underlined:
             ["SetDef"],
             id="an open string with a brace in it",
         ),
+        pytest.param(
+            "table t x {\n  match any -> deny\nset y = 1\n", [1], ["SetDef"], id="one finding a head"
+        ),
         pytest.param("table {\n  match any -> deny\n  oops\n}\n", [1, 3], [], id="a table without a name"),
     ],
 )
@@ -475,6 +478,7 @@ def test_no_text_is_too_bad(text: str) -> None:
         pytest.param("-" * 20, id="hyphens"),
         pytest.param("}\n", id="closed braces"),
         pytest.param("a@", id="one word"),
+        pytest.param("# allow UR220: x\n", id="allow comments"),
         pytest.param("match any prot 22 -> deny\n", id="slips"),
     ],
 )

@@ -72,9 +72,9 @@ def _statements(cuts: Iterable[Cut], diagnostics: list[Diagnostic]) -> tuple[ast
     for cut in cuts:
         body = tables[-1].body if tables else outer
         if cut.closes:
-            if cut.fault is not None:
-                diagnostics.append(cut.fault)
             table = tables.pop()
+            if cut.fault is not None and table.head is not None:  # else its head is a finding already
+                diagnostics.append(cut.fault)
             (tables[-1].body if tables else outer).extend(_closed(table, cut))
             continue
         if tables and cut.margin and tables[-1].margin is None:
@@ -136,21 +136,19 @@ def _parse_one(cut: Cut, start: str) -> object:
 
 def _allows(source: Source, comments: list[Lexeme]) -> tuple[ast.Allow, ...]:
     """The comments that silence findings; see ast.Allow."""
-    alone = {source.line_of(c.start) for c in comments if _stands_alone(source, c)}
+    below: dict[int, int] = {}  # of each comment that stands alone, the line of what it is above
+    for comment in reversed(comments):
+        if _stands_alone(source, comment):
+            line = source.line_of(comment.start)
+            below[line] = below.get(line + 1, line + 1)  # several may share the statement below them
     allows = []
     for comment in comments:
         match = _ALLOW.fullmatch(comment.text)
-        if match is None:
-            continue
-        line = source.line_of(comment.start)
-        lines = [line]
-        if line in alone:
-            below = line + 1
-            while below in alone:  # several comments may share the statement below them
-                below += 1
-            lines.append(below)
-        codes = tuple(code.strip() for code in match[1].split(","))
-        allows.append(ast.Allow(codes, match[2] or "", tuple(lines), comment.span))
+        if match is not None:
+            line = source.line_of(comment.start)
+            lines = (line, below[line]) if line in below else (line,)
+            codes = tuple(code.strip() for code in match[1].split(","))
+            allows.append(ast.Allow(codes, match[2] or "", lines, comment.span))
     return tuple(allows)
 
 

@@ -156,9 +156,8 @@ def _port_range(part: ast.RewritePart, region: Region, scope: Scope) -> PortRang
     widths = {old.width for old in region.ports} if region.ports is not None else {65535}
     if new.width != 1 and widths - {new.width}:
         width = min(widths - {new.width})
-        message = (
-            f"{width:,} port{'s' * (width > 1)} onto {new.width:,}: the same width is needed, or one port"
-        )
+        plural = "" if width == 1 else "s"
+        message = f"{width:,} port{plural} onto {new.width:,}: the same width is needed, or one port"
         raise flaw("UR111", message, part.span)
     return new
 
@@ -181,7 +180,7 @@ def _to(part: ast.RewritePart, region: Region, scope: Scope) -> Move:
     for prefix in region.destinations.prefixes:
         if prefix.bits - prefix.length != host_bits:
             raise flaw(
-                "UR111", f"/{prefix.length} {onto}", part.span, note=f"{prefix} is not as large as {target}"
+                "UR111", f"/{prefix.length} {onto}", part.span, note=f"{prefix} and {target} differ in size"
             )
     return ToPrefix(target)
 

@@ -38,6 +38,7 @@ class Contents:
     prefixes: list[Prefix] = field(default_factory=list)
     names: list[NamePattern] = field(default_factory=list)
     ports: list[PortRange] = field(default_factory=list)
+    _final: Destinations | None = None
 
     @property
     def holds_ports(self) -> bool:
@@ -68,8 +69,13 @@ class Contents:
             self.names.append(element)
 
     def destinations(self) -> Destinations:
-        """The addresses and names, as the model keeps them."""
-        return Destinations(self.prefixes, self.names)
+        """The addresses and names, as the model keeps them: one value for all who use the set.
+
+        Nothing may be added afterwards.
+        """
+        if self._final is None:
+            self._final = Destinations(tuple(self.prefixes), tuple(self.names))
+        return self._final
 
 
 _DEEPEST = 64
