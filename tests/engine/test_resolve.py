@@ -203,7 +203,7 @@ def test_a_family_that_is_never_answered_costs_half_a_second_and_not_five() -> N
         start = loop.time()
         found = await resolver(at).resolve("www.example")
         assert found == (parse_address("192.0.2.1"),)
-        assert 0.3 < loop.time() - start < 2
+        assert 0.3 < loop.time() - start < 4
 
     run(lambda name, kind: ["192.0.2.1"] if kind == "A" else None, test)
 

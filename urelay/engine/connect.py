@@ -83,7 +83,8 @@ async def connect_tcp(
     """A socket connected to the first of `endpoints` (addresses, best first) that answers, and which.
 
     `tries` gets the text of each endpoint that was tried, in order. Raises DialError when none
-    answers: its failure is that of all of them when they agree, else host unreachable.
+    answers: its failure is that of all of them when they agree, a timeout when one of them was still
+    silent at the end, else host unreachable.
     """
     order = _interleaved(endpoints)
     failures: list[DialError] = []

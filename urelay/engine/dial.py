@@ -98,6 +98,7 @@ class Dialer:
         self._logins = logins
         self._timeouts = timeouts or Timeouts()
         self._ask = proxies.ask
+        self._kinds = frozenset(proxies.TYPES)
 
     async def dial(self, table: Table, decision: Decision, asked: Asked) -> Dialed:
         """Open the way `decision` names for `asked`; takes at most the whole of the timeouts.
@@ -130,6 +131,7 @@ class _Dial:
         self._logins = dialer._logins
         self._timeouts = dialer._timeouts
         self._ask = dialer._ask
+        self._kinds = dialer._kinds
         self._table = table
         self._asked = asked
         self._tries: list[str] = []
@@ -167,6 +169,11 @@ class _Dial:
         name, port = self._asked.destination
         final = self._table.settle(decision, name, address, port, self._asked.source, self._asked.listener)
         goal = final.destination or Endpoint(address, target.port)
+        if final.needs_address:
+            # A route rewrites the answer to another name: one name is resolved for one connection.
+            raise DialError(
+                Failure.ERROR, f"{target} leads to {goal}, and only one name is resolved for a connection"
+            )
         return _Goal(replace(final, destination=goal), goal)
 
     async def _direct(self, goals: Sequence[_Goal], timeouts: Timeouts) -> Dialed:
@@ -201,6 +208,9 @@ class _Dial:
         proxies = [upstream for upstream in chain if upstream.kind is not UpstreamKind.DIRECT]
         if not proxies:
             return await self._direct(goals, timeouts)
+        for proxy in proxies:
+            if proxy.kind not in self._kinds:
+                raise DialError(Failure.ERROR, f"upstream `{proxy.name}` is no SOCKS proxy: {proxy.kind}")
         if proxies[-1].kind is UpstreamKind.SOCKS4:
             goals = [goal for goal in goals if len(goal.target.host) == 4] or goals
         for goal in goals[:_ADDRESSES_BY_PROXY]:

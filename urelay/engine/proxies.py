@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import encodings.idna  # noqa: F401  the library's codec for names, else imported by the first of them
 import socket
+from typing import Final
 
 from python_socks import ProxyType
 from python_socks._abc import AsyncResolver, AsyncSocketStream
@@ -24,7 +25,8 @@ from urelay.errors import DialError, Failure
 from urelay.net.address import Endpoint, host_text, printable
 from urelay.policy.model import Upstream, UpstreamKind
 
-_TYPES = {UpstreamKind.SOCKS4: ProxyType.SOCKS4, UpstreamKind.SOCKS5: ProxyType.SOCKS5}
+TYPES: Final = {UpstreamKind.SOCKS4: ProxyType.SOCKS4, UpstreamKind.SOCKS5: ProxyType.SOCKS5}
+"""The kinds of proxy that can be asked."""
 
 # RFC 1928, 6, in our words. SOCKS4 has one code for every failure (0x5b) and two about identd: none
 # of them says what happened, so all are ERROR.
@@ -43,11 +45,10 @@ _ANSWERS5 = {
 async def ask(sock: socket.socket, upstream: Upstream, login: Credentials | None, target: Endpoint) -> None:
     """Have the proxy at the other end of `sock` connect to `target`; then `sock` leads there.
 
-    A host name is sent as it is. Raises DialError; `sock` is the caller's to close.
+    `upstream` is of a kind in TYPES; a host name is sent as it is. Raises DialError, and `sock` stays
+    the caller's to close.
     """
-    kind = _TYPES.get(upstream.kind)
-    if kind is None:
-        raise DialError(Failure.ERROR, f"upstream `{upstream.name}` is no SOCKS proxy")
+    kind = TYPES[upstream.kind]
     if kind is ProxyType.SOCKS4 and isinstance(target.host, bytes) and len(target.host) == 16:
         # Left to itself the library would send the text of the address as a host name.
         raise DialError(
