@@ -11,16 +11,18 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from urelay.engine.limits import Limits
 from urelay.engine.poller import Poller
-from urelay.engine.pump import Flow, Pump
+from urelay.engine.pump import Direction, Flow, Pump
 from urelay.engine.record import End
 from urelay.engine.timers import Wheel
 
+MIB = 1 << 20
 T = TypeVar("T")
 PATIENCE_S = 20.0
 
@@ -112,6 +114,44 @@ class Rig:
         self.thread.call(start)
         return run
 
+    def directions(self) -> list[Direction]:
+        """Every direction that the poller knows."""
+        return [each for each in self.poller._handlers.values() if isinstance(each, Direction)]
+
+    def held(self) -> list[int]:
+        """What each direction holds, in bytes."""
+        return self.thread.call(lambda: [each.held for each in self.directions()])
+
+    def rest(self) -> None:
+        """Return when the poller has had nothing to do for a while."""
+        deadline = time.monotonic() + PATIENCE_S
+        seen, still = -1, 0
+        while still < 5:
+            now = self.thread.call(lambda: self.poller.batches)
+            still = still + 1 if now == seen else 0
+            seen = now
+            threading.Event().wait(0.005)
+            assert time.monotonic() < deadline, "the relay never comes to rest"
+
+    def stall(self, *writers: socket.socket) -> int:
+        """Write to each until neither the relay nor the kernel takes more; returns the bytes written."""
+        block = pattern(1 << 18)
+        total = 0
+        before = -1
+        for writer in writers:
+            writer.setblocking(False)
+        while total != before:
+            before = total
+            for writer in writers:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        # Whole patterns, so that what arrives can be checked: a short write goes on
+                        # where it stopped.
+                        total += writer.send(block[total % len(block) :] if len(writers) == 1 else block)
+            self.rest()
+        assert sum(map(bool, self.held())) >= len(writers), "a reader took everything"
+        return total
+
     def close(self) -> None:
         for run in self.runs:
             run.client.close()
@@ -200,3 +240,28 @@ def no_descriptor_left() -> Iterator[None]:
 def pattern(size: int, seed: int = 0) -> bytes:
     """Position-coded bytes: every 8 hold their offset and the seed, so a mismatch names its place."""
     return struct.pack(f"<{size // 8 + 1}Q", *range(seed << 32, (seed << 32) + size // 8 + 1))[:size]
+
+
+def in_thread(function: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def exchange(run: Run, up: bytes, down: bytes) -> tuple[bytes, bytes]:
+    """Both ways at once, each side half-closing when it has said all; returns what arrived (up, down)."""
+    got: dict[str, bytes] = {}
+
+    def side(name: str, sock: socket.socket, says: bytes) -> None:
+        def say() -> None:
+            sock.sendall(says)
+            sock.shutdown(socket.SHUT_WR)
+
+        sending = in_thread(say)
+        got[name] = read_all(sock)
+        sending.join()
+
+    server = in_thread(lambda: side("up", run.server, down))
+    side("down", run.client, up)
+    server.join()
+    return got["up"], got["down"]

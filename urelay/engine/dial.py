@@ -18,17 +18,16 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
 from urelay.engine.logins import Logins
 from urelay.engine.resolve import Resolver
 from urelay.errors import AddressError, DialError, Failure
 from urelay.net import paths
-from urelay.net.address import Address, Endpoint
+from urelay.net.address import Address, Endpoint, Host
 from urelay.policy.model import DenyHow, Outcome, Policy, Upstream, UpstreamKind
 from urelay.table.decision import Decision
-from urelay.table.evaluate import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,26 @@ class Dialed:
     """What `sock` is connected to: an endpoint, a proxy's endpoint, or the path of a unix socket"""
     tries: tuple[str, ...]
     """Everything that was tried, in order: endpoints, and what proxies were asked for"""
+
+
+class Judge(Protocol):
+    """What a dial needs of a table: urelay.table.evaluate.Table is one, and so is what wraps it."""
+
+    @property
+    def policy(self) -> Policy:
+        """The policy it speaks for."""
+
+    def settle(
+        self,
+        decision: Decision,
+        host: Host,
+        address: Address,
+        port: int,
+        source: Address | None = None,
+        listener: str | None = None,
+        /,
+    ) -> Decision:
+        """What `decision` becomes for one address that the name in it resolved to."""
 
 
 class Denied(DialError):
@@ -100,7 +119,7 @@ class Dialer:
         self._ask = proxies.ask
         self._kinds = frozenset(proxies.TYPES)
 
-    async def dial(self, table: Table, decision: Decision, asked: Asked) -> Dialed:
+    async def dial(self, table: Judge, decision: Decision, asked: Asked) -> Dialed:
         """Open the way `decision` names for `asked`; takes at most the whole of the timeouts.
 
         Raises DialError, and Denied when the policy says so of every address. Cancelling is safe.
@@ -126,7 +145,7 @@ class Dialer:
 class _Dial:
     """One dial: what is asked, by which table, and what was tried so far."""
 
-    def __init__(self, dialer: Dialer, table: Table, asked: Asked) -> None:
+    def __init__(self, dialer: Dialer, table: Judge, asked: Asked) -> None:
         self._resolver = dialer._resolver
         self._logins = dialer._logins
         self._timeouts = dialer._timeouts

@@ -57,12 +57,12 @@ class Limits:
 
     @property
     def tick_s(self) -> float:
-        """The grain of the timers: a second, or a tenth of the shortest timeout."""
+        """The grain of the timers: a second, or a quarter of the shortest timeout."""
         timeouts = (
             self.handshake_s, self.connect_s, self.idle_transparent_s, self.idle_s,
             self.half_closed_s, self.stalled_s, self.reset_drain_s, self.farewell_s,
         )  # fmt: skip
-        return max(0.01, min(1.0, min(t for t in timeouts if t > 0) / 10))
+        return max(0.01, min(1.0, min(t for t in timeouts if t > 0) / 4))
 
     def idle_for(self, kind: ListenerKind) -> float:
         """The idle timeout of a listener that sets none."""

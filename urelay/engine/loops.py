@@ -11,10 +11,10 @@ from dataclasses import replace
 from socket import SocketType
 from typing import NamedTuple
 
-from urelay.engine.dial import Judge
 from urelay.net.address import Address, Endpoint, Host, Prefix, address_text, unmap
 from urelay.policy.model import DenyHow, Outcome, Policy
 from urelay.table.decision import Decision
+from urelay.table.evaluate import Table
 
 _SO_NETNS_COOKIE = 71
 """asm-generic/socket.h, Linux 5.14; not in Python's module"""
@@ -79,33 +79,33 @@ class OwnListeners:
 class CarefulJudge:
     """A table for a dialer that resolves names: an answer that leads back to us is denied."""
 
-    def __init__(self, judge: Judge, own: OwnListeners) -> None:
-        self._judge = judge
+    def __init__(self, table: Table, own: OwnListeners) -> None:
+        self._table = table
         self._own = own
 
     @property
     def policy(self) -> Policy:
         """The table's policy."""
-        return self._judge.policy
+        return self._table.policy
 
     def settle(
         self,
         decision: Decision,
-        name: Host,
+        host: Host,
         address: Address,
         port: int,
         source: Address | None = None,
         listener: str | None = None,
     ) -> Decision:
         """What the table says of `address`, unless dialling it would reach a listener of ours."""
-        settled = self._judge.settle(decision, name, address, port, source, listener)
-        host, port = settled.destination or Endpoint(address, port)
-        if settled.outcome is not Outcome.DIRECT or isinstance(host, str):
+        settled = self._table.settle(decision, host, address, port, source, listener)
+        target = settled.destination or Endpoint(address, port)
+        if settled.outcome is not Outcome.DIRECT or isinstance(target.host, str):
             return settled
-        own = self._own.leads_back(host, port)
+        own = self._own.leads_back(target.host, target.port)
         if own is None:
             return settled
-        why = f"{Endpoint(host, port)} is our own listener `{own}`"
+        why = f"{target} is our own listener `{own}`"
         return replace(settled, outcome=Outcome.DENY, deny_how=DenyHow.REFUSED, why=why)
 
 

@@ -530,9 +530,10 @@ class Flow:
 
     def finish_broken(self, direction: Direction) -> None:
         """End the flow as the source of `direction` ended it."""
-        end, text = _BROKEN.get(
-            direction.errno, (End.ERROR, "the {side} failed: " + os.strerror(direction.errno).lower())
-        )
+        # Nothing is recorded yet if it broke behind bytes that were never delivered.
+        number = direction.errno or direction.src.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        failed = (End.ERROR, "the {side} failed: " + os.strerror(number).lower())
+        end, text = _BROKEN.get(number or errno.ECONNRESET, failed)
         self.finish(end, text.format(side=self._side(direction.src)), reset=(direction.dst,))
 
     def finish(self, end: End, error: str | None = None, reset: tuple[SocketType, ...] = ()) -> None:

@@ -1,0 +1,176 @@
+"""Nobody is told what was meant for somebody else, every turn comes, and a fault costs one connection."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.engine.rig import no_descriptor_left
+from urelay.engine.poller import Poller
+
+
+class Told:
+    """A handler that notes what it is told, and does what the test wants."""
+
+    def __init__(self, act: Callable[[Told, int], None] | None = None) -> None:
+        self.events: list[int] = []
+        self.turns = 0
+        self.crashes = 0
+        self._act = act
+
+    def on_event(self, events: int) -> None:
+        self.events.append(events)
+        if self._act is not None:
+            self._act(self, events)
+
+    def resume(self) -> None:
+        self.turns += 1
+
+    def come_last(self) -> None:
+        self.turns += 100
+
+    def on_crash(self) -> None:
+        self.crashes += 1
+
+
+def run(scene: Callable[[Poller], Awaitable[None]]) -> None:
+    async def play() -> None:
+        poller = Poller(asyncio.get_running_loop())
+        try:
+            await scene(poller)
+        finally:
+            poller.close()
+
+    with no_descriptor_left():
+        asyncio.run(play())
+
+
+async def turn() -> None:
+    """Let the loop go round twice: once to see that the epoll is ready, once to be sure."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_an_edge_is_told_once() -> None:
+    async def scene(poller: Poller) -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            told = Told()
+            poller.add(near, told)
+            far.send(b"x")
+            await turn()
+            assert len(told.events) == 1
+            assert told.events[0] & select.EPOLLIN
+            await turn()
+            assert len(told.events) == 1
+            poller.remove(near)
+            far.send(b"y")
+            await turn()
+            assert len(told.events) == 1
+
+    run(scene)
+
+
+def test_a_socket_retired_in_a_batch_hears_no_more_and_keeps_its_number_until_the_end() -> None:
+    async def scene(poller: Poller) -> None:
+        pairs = [socket.socketpair() for _ in range(2)]
+        seen: list[bool] = []
+
+        def retire_the_other(told: Told, events: int) -> None:
+            other = pairs[1 if told is handlers[0] else 0][0]
+            poller.retire(other)
+            seen.append(other.fileno() != -1)
+
+        handlers = [Told(retire_the_other), Told(retire_the_other)]
+        for (near, far), handler in zip(pairs, handlers, strict=True):
+            poller.add(near, handler)
+            far.send(b"x")
+        await turn()
+        assert sum(len(handler.events) for handler in handlers) == 1
+        assert seen == [True]
+        assert sorted(near.fileno() == -1 for near, _ in pairs) == [False, True]
+        assert len(poller) == 1
+        for near, far in pairs:
+            near.close()
+            far.close()
+
+    run(scene)
+
+
+def test_another_turn_comes_after_everybody_elses_and_without_any_event() -> None:
+    async def scene(poller: Poller) -> None:
+        told = Told()
+        poller.again(told)
+        assert told.turns == 0
+        await turn()
+        assert told.turns == 1
+        near, far = socket.socketpair()
+        with near, far:
+            poller.add(near, Told(lambda _told, _events: poller.again(told)))
+            await turn()
+            assert told.turns == 2
+            poller.remove(near)
+
+    run(scene)
+
+
+def test_who_comes_last_comes_after_retired_sockets_are_closed() -> None:
+    async def scene(poller: Poller) -> None:
+        near, far = socket.socketpair()
+        closed: list[bool] = []
+
+        class Last(Told):
+            def come_last(self) -> None:
+                closed.append(near.fileno() == -1)
+
+        def act(told: Told, events: int) -> None:
+            poller.last(Last())
+            poller.retire(near)
+
+        poller.add(near, Told(act))
+        await turn()
+        assert closed == [True]
+        far.close()
+
+    run(scene)
+
+
+def test_a_fault_costs_the_one_it_happened_in(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(poller: Poller) -> None:
+        def fail(told: Told, events: int) -> None:
+            raise RuntimeError("a bug")
+
+        pairs = [socket.socketpair() for _ in range(3)]
+        handlers = [Told(), Told(fail), Told()]
+        for (near, _far), handler in zip(pairs, handlers, strict=True):
+            poller.add(near, handler)
+        await turn()
+        assert [len(each.events) for each in handlers] == [1, 1, 1]
+        assert [each.crashes for each in handlers] == [0, 1, 0]
+        for near, far in pairs:
+            poller.remove(near)
+            near.close()
+            far.close()
+
+    run(scene)
+    assert "nobody foresaw" in caplog.text
+
+
+def test_the_clock_is_that_of_the_batch() -> None:
+    async def scene(poller: Poller) -> None:
+        loop = asyncio.get_running_loop()
+        earlier = poller.now
+        assert poller.touch() >= earlier
+        near, far = socket.socketpair()
+        with near, far:
+            times: list[tuple[float, float]] = []
+            poller.add(near, Told(lambda _told, _events: times.append((poller.touch(), poller.now))))
+            await turn()
+            assert times[0][0] == times[0][1] <= loop.time()
+            poller.remove(near)
+
+    run(scene)

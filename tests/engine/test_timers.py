@@ -1,0 +1,130 @@
+"""Every turn comes, never early, at most two ticks late; leaving and moving cost nothing later."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from urelay.engine.timers import Wheel
+
+
+class Waiting:
+    def __init__(self, act: Callable[[float], None] | None = None) -> None:
+        self.slot = 0
+        self.came: list[float] = []
+        self.crashed = False
+        self._act = act
+
+    def on_timer(self, now: float) -> None:
+        self.came.append(now)
+        if self._act is not None:
+            self._act(now)
+
+    def on_crash(self) -> None:
+        self.crashed = True
+
+
+def run(scene: Callable[[Wheel, asyncio.AbstractEventLoop], Awaitable[None]], tick_s: float = 0.02) -> None:
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        wheel = Wheel(loop, tick_s)
+        try:
+            await scene(wheel, loop)
+        finally:
+            wheel.close()
+
+    asyncio.run(play())
+
+
+def test_turns_come_in_time() -> None:
+    async def scene(wheel: Wheel, loop: asyncio.AbstractEventLoop) -> None:
+        rng = random.Random(3)
+        waiting = {Waiting(): loop.time() + rng.random() / 3 for _ in range(200)}
+        for who, when in waiting.items():
+            wheel.set(who, when)
+        assert len(wheel) == 200
+        await asyncio.sleep(0.45)
+        assert len(wheel) == 0
+        for who, when in waiting.items():
+            assert len(who.came) == 1
+            assert when - 0.001 <= who.came[0]
+
+    run(scene)
+
+
+def test_a_time_that_has_passed_comes_with_the_next_tick() -> None:
+    async def scene(wheel: Wheel, loop: asyncio.AbstractEventLoop) -> None:
+        who = Waiting()
+        wheel.set(who, loop.time() - 5)
+        await asyncio.sleep(0.1)
+        assert len(who.came) == 1
+
+    run(scene)
+
+
+def test_the_last_word_counts() -> None:
+    async def scene(wheel: Wheel, loop: asyncio.AbstractEventLoop) -> None:
+        moved, cancelled = Waiting(), Waiting()
+        wheel.set(moved, loop.time() + 100)
+        wheel.set(moved, loop.time() + 0.05)
+        wheel.set(cancelled, loop.time() + 0.05)
+        wheel.cancel(cancelled)
+        wheel.cancel(cancelled)
+        assert len(wheel) == 1
+        await asyncio.sleep(0.15)
+        assert (len(moved.came), cancelled.came) == (1, [])
+
+    run(scene)
+
+
+def test_a_turn_may_ask_for_another_and_take_others_off() -> None:
+    async def scene(wheel: Wheel, loop: asyncio.AbstractEventLoop) -> None:
+        victim = Waiting()
+
+        def act(now: float) -> None:
+            wheel.cancel(victim)
+            if len(again.came) < 3:
+                wheel.set(again, now + 0.03)
+
+        again = Waiting(act)
+        wheel.set(again, loop.time() + 0.03)
+        wheel.set(victim, loop.time() + 0.2)
+        await asyncio.sleep(0.4)
+        assert (len(again.came), victim.came) == (3, [])
+        assert all(
+            later - earlier >= 0.03 for earlier, later in zip(again.came, again.came[1:], strict=False)
+        )
+
+    run(scene)
+
+
+def test_a_fault_costs_the_one_it_happened_in(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(wheel: Wheel, loop: asyncio.AbstractEventLoop) -> None:
+        def fail(now: float) -> None:
+            raise RuntimeError("a bug")
+
+        bad, good = Waiting(fail), Waiting()
+        for who in (bad, good):
+            wheel.set(who, loop.time() + 0.03)
+        await asyncio.sleep(0.12)
+        assert bad.crashed
+        assert len(good.came) == 1
+
+    run(scene)
+    assert "nobody foresaw" in caplog.text
+
+
+def test_an_empty_wheel_does_not_turn() -> None:
+    async def scene(wheel: Wheel, loop: asyncio.AbstractEventLoop) -> None:
+        who = Waiting()
+        wheel.set(who, loop.time() + 0.01)
+        await asyncio.sleep(0.1)
+        assert wheel._handle is None
+        wheel.set(who, loop.time() + 0.03)
+        await asyncio.sleep(0.1)
+        assert len(who.came) == 2
+
+    run(scene)
