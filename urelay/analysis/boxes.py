@@ -11,11 +11,12 @@ asked of the table itself), so both have a value that no `from` and no `on` matc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
+from urelay.analysis.phrases import merged
 from urelay.net.address import Address, Prefix, address_of
-from urelay.policy.model import ALL_PORTS, MAIN, Listener, PlaceKind, Policy, PortRange
+from urelay.policy.model import ALL_PORTS, MAIN, Listener, Lookup, PlaceKind, Policy, PortRange, Route
 from urelay.table.leaf import Candidate
 
 
@@ -53,6 +54,33 @@ class Box(NamedTuple):
     def listener(self) -> str | None:
         """One of the listeners, the same every time."""
         return min(self.listeners, key=lambda name: name or "")
+
+    def meets(self, other: Box) -> bool:
+        """Whether some connection is in both."""
+        return (
+            max(self.ports.first, other.ports.first) <= min(self.ports.last, other.ports.last)
+            and self.sources.family == other.sources.family
+            and max(self.sources.first, other.sources.first) <= min(self.sources.last, other.sources.last)
+            and not self.listeners.isdisjoint(other.listeners)
+        )
+
+    def within(
+        self,
+        ports: Sequence[PortRange] | None,
+        sources: Sequence[Prefix] | None,
+        listeners: frozenset[str] | None,
+    ) -> Iterator[Box]:
+        """The disjoint parts of this box that a region's clauses leave; None leaves everything."""
+        names = self.listeners if listeners is None else self.listeners & listeners
+        stretches = [self.sources]
+        if sources is not None:
+            found = [part for prefix in sources if (part := narrow(self.sources, prefix)) is not None]
+            joined = merged((first, last) for _, first, last in found)
+            stretches = [Sources(self.sources.family, first, last) for first, last in joined]
+        for first, last in [self.ports] if ports is None else merged(ports):
+            both = PortRange(max(first, self.ports.first), min(last, self.ports.last))
+            if names and both.first <= both.last:
+                yield from (Box(both, stretch, names) for stretch in stretches)
 
 
 def partition(candidates: Sequence[Candidate], box: Box) -> list[tuple[Box, Candidate | None]]:
@@ -138,9 +166,32 @@ def clients(policy: Policy) -> dict[str, list[Box]]:
     return found
 
 
-def everybody(policy: Policy) -> list[Box]:
-    """Every client of every listener (nobody, from everywhere, where there is no listener)."""
-    return [box for boxes in clients(policy).values() for box in boxes]
+def audience(policy: Policy, table: str) -> list[Box]:
+    """Who may be decided about by a table: its own clients, and those of tables that `lookup` it.
+
+    A table that nobody's connections reach is taken to be open to everybody, so that what is said
+    about it can still be proved.
+    """
+    by_table = clients(policy)
+    reached_from = {table}
+    grown = True
+    while grown:
+        more = {name for name in policy.tables if _looks_up(policy.tables[name], reached_from)} - reached_from
+        reached_from |= more
+        grown = bool(more)
+    if not any(name in by_table for name in reached_from):
+        reached_from = set(by_table)
+    together: dict[Sources, set[str | None]] = {}
+    for name in sorted(reached_from):
+        for box in by_table.get(name, ()):
+            together.setdefault(box.sources, set()).update(box.listeners)
+    return [Box(ALL_PORTS, sources, frozenset(names)) for sources, names in together.items()]
+
+
+def _looks_up(routes: Iterable[Route], tables: Collection[str]) -> bool:
+    return any(
+        isinstance(route.action.deliver, Lookup) and route.action.deliver.table in tables for route in routes
+    )
 
 
 def _choices(listener: Listener) -> Iterator[tuple[Sources, str]]:

@@ -12,16 +12,16 @@ here, and what the forwarder does with each answer is what it does with that add
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from urelay.analysis.boxes import Box, partition
-from urelay.analysis.cubes import ISATAP, Cube, cubes_between
+from urelay.analysis.cubes import ISATAP, Cube, cube_of, cubes_between
 from urelay.analysis.phrases import merged
 from urelay.analysis.walk import MAPPED, Bearing, NameClass, Trail, Walker, leaves, remainder
-from urelay.net.address import Host, address_of
-from urelay.policy.model import Destinations, NameKind, NamePattern, Route
+from urelay.net.address import Address, Host, address_of, host_prefix
+from urelay.policy.model import Destinations, NameKind, NamePattern, Route, packed_source
 from urelay.table.decision import Decision
 from urelay.table.evaluate import Table
 from urelay.table.leaf import Candidate, Leaf, dials
@@ -56,6 +56,20 @@ class Cell:
     steps: tuple[tuple[str, Route, Bearing], ...] = ()
     """The routes that rewrote or looked up on the way"""
 
+    def holds(self, host: Host, port: int, source: Address | None, listener: str | None) -> bool:
+        """Whether a connection is in this cell. A name is compared with EXACT cells only."""
+        family, number = packed_source(source)
+        ports, sources, listeners = self.box
+        if not ports.first <= port <= ports.last or listener not in listeners:
+            return False
+        if sources.family != family or not sources.first <= number <= sources.last:
+            return False
+        if isinstance(host, str):
+            return self.where == NamePattern(NameKind.EXACT, host)
+        single = cube_of(host_prefix(host))
+        where = cube_of_where(self.where)
+        return any(cube.meet(single) for cube in where) and not any(cube.meet(single) for cube in self.less)
+
 
 class Cells:
     """Cuts regions of one table; remembers leaves, so use one for many questions."""
@@ -68,9 +82,27 @@ class Cells:
 
     def of(self, table: str, destinations: Destinations | None, boxes: Iterable[Box]) -> Iterator[Cell]:
         """The cells of these connections in one table: disjoint, and together all of them."""
-        world = self.table.world(table)
         stretches = list(address_stretches(destinations))
-        names = list(self.name_classes(world, destinations))
+        return self._of(table, stretches, self.name_classes(self.table.world(table), destinations), boxes)
+
+    def around(self, table: str, host: Host, boxes: Iterable[Box]) -> Iterator[Cell]:
+        """The cells at a host name, or at the interval of the table that holds an address."""
+        world = self.table.world(table)
+        if isinstance(host, str):
+            where = Destinations(names=(NamePattern(NameKind.EXACT, host),))
+            return self._of(table, [], self.name_classes(world, where), boxes)
+        first, last = (world.v4 if len(host) == 4 else world.v6).around(host)
+        return self._of(table, [Stretch(4 if len(host) == 4 else 6, first, last)], [], boxes)
+
+    def _of(
+        self,
+        table: str,
+        stretches: Sequence[Stretch],
+        classes: Iterable[tuple[NameClass, str, Leaf]],
+        boxes: Iterable[Box],
+    ) -> Iterator[Cell]:
+        world = self.table.world(table)
+        names = list(classes)
         for box in boxes:
             for stretch in stretches:
                 yield from self._of_stretch(world, stretch, box)
@@ -172,6 +204,13 @@ class Cells:
     def decide(self, world: World, host: Host, box: Box) -> Decision:
         """What the forwarder does with one connection of a box."""
         return self.table.decide(host, box.ports.first, box.sources.example, box.listener, world.name)
+
+
+def cube_of_where(where: Where) -> list[Cube]:
+    """The destinations of a cell as cubes; none for names."""
+    if isinstance(where, Stretch):
+        return cubes_between(*where)
+    return [where] if isinstance(where, Cube) else []
 
 
 def address_stretches(destinations: Destinations | None) -> Iterator[Stretch]:
