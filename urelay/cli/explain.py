@@ -48,29 +48,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer the question."""
-    question = " ".join(arguments.words)
-    if not question and not arguments.batch and _CODE.fullmatch(arguments.what):
+    text = " ".join(arguments.words)
+    if not text and not arguments.batch and _CODE.fullmatch(arguments.what):
         return _explain_code(arguments.what.upper())
-    if arguments.batch and question:
-        raise StartError("--batch reads the connections from standard input; leave CONNECTION out")
-    if not arguments.batch and not question:
+    if arguments.batch == bool(text):
         raise StartError(
-            f"what about {arguments.what}? name a connection, such as 10.1.2.3:22, or use --batch"
+            "name a connection, such as 10.1.2.3:22, or pass --batch and one a line on standard input"
         )
     table = _table(arguments.what)
     if arguments.batch:
         return _explain_lines(table, sys.stdin)
-    return 0
+    return _explain_one(table, text, as_json=arguments.json)
 
 
 def _table(path: str) -> Table:
     """The table of a policy that has a meaning; what `check` proves beyond that is not asked here."""
+    from urelay.lang.diagnostics import Severity
     from urelay.policy.check import check_file
     from urelay.table.compile import compile_policy
 
     checked = check_file(path)
     if checked.policy is None:
-        raise PolicyError([one for one in checked.diagnostics if one.severity.value == "error"])
+        raise PolicyError([one for one in checked.diagnostics if one.severity is Severity.ERROR])
     return compile_policy(checked.policy)
 
 
@@ -80,8 +79,22 @@ def _explain_code(code: str) -> int:
     known = CODES.get(code)
     if known is None:
         raise StartError(f"there is no finding called {code}")
-    fix = ", `--fix` can mend it" if known.fixable else ""
-    print(f"{code} ({known.severity.value}{fix}): {known.title}\n\n{known.page.strip()}")
+    print(f"{code} ({known.severity.value}): {known.title}\n\n{known.page.strip()}")
+    return 0
+
+
+def _explain_one(table: Table, text: str, *, as_json: bool) -> int:
+    from urelay.analysis.explain import explain, explain_region
+    from urelay.policy.question import resolve_question
+
+    question = resolve_question(text, table.policy)
+    if question.connection is None:
+        if as_json:
+            raise StartError(f"`{text}` names more than one connection; --json is about one")
+        print(explain_region(table, question))
+        return 0
+    explanation = explain(table, question.connection)
+    print(json.dumps({**explanation.json(), "connection": text}) if as_json else explanation.text())
     return 0
 
 
@@ -91,13 +104,19 @@ def _explain_lines(table: Table, lines: Iterable[str]) -> int:
     from urelay.policy.question import resolve_question
 
     status = 0
-    write = sys.stdout.write
     for line in lines:
         text = line.strip()
         try:
-            entry = answer(table, resolve_question(text, table.policy).connection)
+            connection = resolve_question(text, table.policy).connection
+            if connection is None:
+                entry: dict[str, object] = {
+                    "connection": text,
+                    "error": "this names more than one connection",
+                }
+            else:
+                entry = answer(table, connection, text)
         except PolicyError as error:
-            status = 1
             entry = {"connection": text, "error": error.diagnostics[0].message}
-        write(json.dumps(entry) + "\n")
+        status |= "error" in entry
+        sys.stdout.write(json.dumps(entry) + "\n")
     return status

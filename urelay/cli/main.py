@@ -8,6 +8,7 @@ the exit status. Importing them all is cheap, since they import what they need w
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: fine; 1: findings; 2: could not run, or the arguments make no sense.
     """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        # What a policy, a path or a question may hold must not depend on what the locale can show.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from urelay.analysis import explain
 from urelay.errors import AddressError
-from urelay.net.address import Endpoint, parse_address, parse_host, unmap
+from urelay.net.address import Endpoint, parse_address, parse_host, printable, unmap
 from urelay.policy.question import Connection, resolve_question
 from urelay.services.verdict import judge
 
@@ -55,25 +55,34 @@ class LoadedPolicy:
         and ask again about each answer. Raises AddressError for a text that is neither an address
         nor a host name, for a port that is none, and for a listener or table the policy lacks.
         """
-        host = parse_host(destination) if isinstance(destination, str) else unmap(destination)
+        host = parse_host(destination) if isinstance(destination, str) else _packed(destination)
         if not 1 <= port <= 65535:
             raise AddressError(f"{port} is not a port")
         if listener is not None and listener not in self.policy.listeners:
             raise AddressError(f"there is no listener called `{listener}`")
         if table is not None and table not in self.policy.tables:
             raise AddressError(f"there is no table called `{table}`")
-        packed = parse_address(source) if isinstance(source, str) else source and unmap(source)
-        return explain.decide(self._table, Connection(Endpoint(host, port), packed, listener, table))
+        client = parse_address(source) if isinstance(source, str) else source and _packed(source)
+        return explain.decide(self._table, Connection(Endpoint(host, port), client, listener, table))
 
     def explain(self, connection: str) -> Explanation:
         """Why, in the words of `urelay explain`: `10.1.2.3:22 from 192.168.7.9 on lan`.
 
-        Raises PolicyError when the text does not name one connection.
+        The answer has `text()` and `json()`. Raises PolicyError for a text that makes no sense, and
+        AddressError for one that names more than one connection.
         """
         question = resolve_question(connection, self.policy)
+        if question.connection is None:
+            raise AddressError(f"`{printable(connection)}` names more than one connection")
         return explain.explain(self._table, question.connection)
 
 
 def load(path: str | os.PathLike[str]) -> LoadedPolicy:
     """Judge the policy in a file as `urelay check` does; raises PolicyError when it has errors."""
     return LoadedPolicy(judge(os.fspath(path)).proved())
+
+
+def _packed(address: bytes) -> Address:
+    if len(address) not in (4, 16):
+        raise AddressError(f"an address has 4 or 16 bytes, not {len(address)}")
+    return unmap(address)
