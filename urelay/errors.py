@@ -36,7 +36,14 @@ class PolicyError(UrelayError):
 
 
 class StartError(UrelayError):
-    """Something outside the policy stopped the relay from starting: says what and where."""
+    """Something outside the policy stopped the relay from starting: says what and where.
+
+    `problems` holds every one found, a line each, so that all can be mended in one go.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("; ".join(problems))
 
 
 class ProtocolError(UrelayError):

@@ -1,0 +1,154 @@
+"""Opens a socket in another network namespace while the process stays in its own.
+
+A network namespace belongs to a *thread*, and a socket belongs for life to the namespace it was
+made in. So a thread made for the purpose enters the namespace (setns(2)), opens the socket there
+and ends; it never returns to a pool, so no later work can run in the wrong namespace, and nothing
+has to be restored, so nothing can fail to be. The caller waits for it: entering and opening takes
+tens of microseconds, and happens when the relay starts or reloads.
+
+A namespace is a *name* under /run/netns, as `ip netns` makes them, or a *path* (anything with a
+`/`), such as /proc/PID/ns/net. Whatever it is, the kernel is asked whether it is a network
+namespace before it is entered: the file may be anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from urelay.errors import StartError
+from urelay.net.address import printable
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+NAMED = "/run/netns"
+"""Where `ip netns add` mounts the namespaces it names."""
+
+_CLONE_NEWNET = 0x40000000
+# NS_GET_NSTYPE, ioctl_nsfs(2): which CLONE_ flag would make a namespace like this one.
+_NS_GET_NSTYPE = 0xB703
+
+
+def listening_socket(netns: str | None, open_socket: Callable[[], socket.socket]) -> socket.socket:
+    """The socket that `open_socket` returns when called inside `netns` (None: here).
+
+    Raises StartError when the namespace is missing, is none, or may not be entered, and whatever
+    `open_socket` raises.
+    """
+    return open_socket() if netns is None else call_inside(netns, open_socket)
+
+
+def call_inside(netns: str, function: Callable[[], T]) -> T:
+    """What `function` returns when a thread of its own calls it inside `netns`.
+
+    `function` must not keep the thread: whatever it starts would stay in the namespace.
+    """
+    with _opened(netns) as descriptor:
+        outcome: list[T] = []
+        failure: list[BaseException] = []
+
+        def enter_and_call() -> None:
+            try:
+                _setns(descriptor)
+                outcome.append(function())
+            except BaseException as error:  # handed to the caller, whose error it is
+                failure.append(error)
+
+        # A daemon thread: an interrupted wait must not keep the process from ending.
+        thread = threading.Thread(target=enter_and_call, name=f"netns {netns}", daemon=True)
+        thread.start()
+        thread.join()
+    if not failure:
+        return outcome[0]
+    if isinstance(failure[0], _EnterError):
+        raise _start_error(netns, failure[0]) from None
+    raise failure[0]
+
+
+def identity(netns: str) -> tuple[int, int]:
+    """Device and inode of a namespace: the same pair is the same namespace while it exists.
+
+    A name can come to mean another namespace when it is removed and added again. Raises StartError
+    as `call_inside` does.
+    """
+    with _opened(netns) as descriptor:
+        status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def namespace_path(netns: str) -> str:
+    """The file of a namespace: a path stays as it is, a name is looked up where `ip netns` keeps them."""
+    return netns if "/" in netns else os.path.join(NAMED, netns)
+
+
+class _EnterError(OSError):
+    """setns(2) failed, as opposed to what was done inside."""
+
+
+@contextmanager
+def _opened(netns: str) -> Iterator[int]:
+    """A descriptor of the namespace, known to be one."""
+    path = namespace_path(netns)
+    try:
+        # Without O_NONBLOCK a fifo put in the way would hold us for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise _start_error(netns, error) from None
+    try:
+        try:
+            kind = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
+        except OSError:
+            kind = 0
+        if kind != _CLONE_NEWNET:
+            raise StartError(f"`{printable(path)}` is not a network namespace")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _start_error(netns: str, error: Exception) -> StartError:
+    path = printable(namespace_path(netns))
+    if isinstance(error, _EnterError):
+        if error.errno == errno.EPERM:
+            return StartError(f"the network namespace `{path}` may not be entered without CAP_SYS_ADMIN")
+        return StartError(f"the network namespace `{path}` cannot be entered: {_reason(error)}")
+    if isinstance(error, FileNotFoundError):
+        if "/" in netns:
+            return StartError(f"there is no network namespace `{path}`")
+        return StartError(f"there is no network namespace called `{printable(netns)}` ({path} is missing)")
+    return StartError(f"the network namespace `{path}` cannot be opened: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.lower()
+
+
+if sys.version_info >= (3, 12):
+
+    def _setns(descriptor: int) -> None:
+        """Move this thread, and no other, into a network namespace."""
+        try:
+            os.setns(descriptor, _CLONE_NEWNET)
+        except OSError as error:
+            raise _EnterError(error.errno, error.strerror) from None
+
+else:
+
+    def _setns(descriptor: int) -> None:
+        """Move this thread, and no other, into a network namespace."""
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(descriptor, _CLONE_NEWNET) != 0:
+            code = ctypes.get_errno()
+            raise _EnterError(code, os.strerror(code))

@@ -1,0 +1,138 @@
+"""The access log: one JSON object a line when a connection ends.
+
+    {"ts":"2026-01-31T09:15:02.417Z","id":7,"policy":"1a2b…","listener":"lan","source":"192.168.7.9:40112",
+     "destination":"10.1.2.3","name":null,"port":22,"outcome":"via","route":"rules/site.urr:47",
+     "upstream":"wg","dialed":"10.66.0.9:22","bytes_up":311,"bytes_down":9120,"duration_ms":5210,
+     "end":"eof","error":null}
+
+The keys are always all there, in this order, null where there is nothing to say; a `tag` follows
+where the route has one, and `log full` adds `table`, `wall`, `rewrites` and `tries`. Lines are
+ASCII: whatever a client called itself or its destination is escaped. Lines gather for a moment and
+go to the sink together, so a busy relay makes few system calls and an idle one none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from urelay.errors import StartError
+from urelay.net.address import printable
+from urelay.services.sink import Sink
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from urelay.engine.record import Record
+
+FLUSH_S: Final = 0.05
+"""How long a line may wait for others"""
+REPORT_S: Final = 10.0
+"""How often lost lines are told, while there are lines at all"""
+
+_STANDARD_OUTPUT = 1
+_LONGEST_TEXT = 300
+"""Characters of an error; names are 253 at most"""
+
+_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+_log = logging.getLogger(__name__)
+
+
+class AccessLog:
+    """Writes Records to a sink. Belongs to the event loop's thread."""
+
+    def __init__(self, sink: Sink, loop: asyncio.AbstractEventLoop) -> None:
+        self._sink = sink
+        self._loop = loop
+        self._lines: list[str] = []
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._report_timer: asyncio.TimerHandle | None = None
+
+    def write(self, record: Record) -> None:
+        """Log a connection that has ended, unless its route says `log off`."""
+        if record.log == "off":
+            return
+        self._lines.append(line(record))
+        if self._flush_timer is None:
+            self._flush_timer = self._loop.call_later(FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Hand what has gathered to the sink."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        if self._lines:
+            self._sink.write("".join(self._lines).encode("ascii"))
+            self._lines.clear()
+            if self._report_timer is None:
+                self._report_timer = self._loop.call_later(REPORT_S, self._report)
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name: the old one may have been moved away."""
+        self.flush()
+        self._sink.reopen()
+
+    def close(self) -> None:
+        """Write all there is; what cannot be written within seconds is lost, and said to be."""
+        self.flush()
+        self._sink.close()
+        self._report()
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+
+    def _report(self) -> None:
+        self._report_timer = None
+        dropped, trouble = self._sink.take_dropped(), self._sink.take_trouble()
+        if dropped:
+            _log.warning("access log: %d lines lost (%s)", dropped, trouble or "it is not read fast enough")
+        elif trouble:
+            _log.warning("access log: %s", trouble)
+
+
+def open_sink(path: str) -> Sink:
+    """The sink that `--access-log` names: a file to append to, or `-`; raises StartError."""
+    if path == "-":
+        return Sink(_STANDARD_OUTPUT)
+    try:
+        return Sink.append_to(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StartError(f"cannot write the access log `{printable(path)}`: {reason.lower()}") from None
+
+
+def line(record: Record) -> str:
+    """The line of one connection, with its newline."""
+    entry = {
+        "ts": _timestamp(record.ts),
+        "id": record.id,
+        "policy": record.policy,
+        "listener": record.listener,
+        "source": record.source,
+        "destination": record.destination,
+        "name": record.name,
+        "port": record.port,
+        "outcome": record.outcome,
+        "route": None if record.route is None else str(record.route),
+        "upstream": record.upstream,
+        "dialed": record.dialed,
+        "bytes_up": record.bytes_up,
+        "bytes_down": record.bytes_down,
+        "duration_ms": record.duration_ms,
+        "end": record.end,
+        "error": None if record.error is None else printable(record.error, _LONGEST_TEXT),
+    }
+    if record.tag is not None:
+        entry["tag"] = record.tag
+    if record.log == "full":
+        entry["table"] = record.table
+        entry["wall"] = None if record.wall is None else str(record.wall)
+        entry["rewrites"] = record.rewrites
+        entry["tries"] = record.tries
+    return _encode(entry) + "\n"
+
+
+def _timestamp(seconds: float) -> str:
+    """ISO 8601, UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,134 @@
+"""Writes lines to a file, a pipe or a terminal without ever making the relay wait.
+
+Disks stall and readers of pipes fall asleep, so a thread of the sink's own does the writing. The
+event loop hands over bytes and goes on; what the thread has not written yet is bounded, and what
+comes beyond the bound is dropped, whole lines at a time, and counted: the sink is asked now and
+then how many were lost (`take_dropped`), and somebody says so.
+
+INVARIANT `_waiting` counts exactly the bytes handed over and not yet written or given up.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import threading
+from typing import Final
+
+LIMIT: Final = 4 * 1024 * 1024
+"""Bytes that may wait to be written: some ten thousand lines of the access log."""
+
+
+class Sink:
+    """One destination of lines. Made in the event loop's thread and used from there only."""
+
+    def __init__(self, descriptor: int, path: str | None = None, limit: int = LIMIT) -> None:
+        """`path`: the file behind `descriptor`, to be opened again on request; then it is ours to close."""
+        self._descriptor = descriptor
+        self._path = path
+        self._limit = limit
+        # Bytes to write, a path to open instead, or None: the end.
+        self._queue: queue.SimpleQueue[bytes | str | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._dropped = 0
+        self._trouble: str | None = None
+        # A full disk may take half a line; the next one then begins on a line of its own.
+        self._torn = False
+        # A daemon: a destination that never takes another byte must not keep the process alive.
+        self._thread = threading.Thread(
+            target=self._write_all, name=f"sink {path or descriptor}", daemon=True
+        )
+        self._thread.start()
+
+    @classmethod
+    def append_to(cls, path: str, limit: int = LIMIT) -> Sink:
+        """A sink at the end of a file, which is made if missing; raises OSError."""
+        return cls(_open(path), path, limit)
+
+    def write(self, data: bytes) -> None:
+        """Hand over whole lines; returns at once. They may be dropped, and are then counted."""
+        with self._lock:
+            if self._waiting + len(data) > self._limit:
+                self._dropped += data.count(b"\n")
+                return
+            self._waiting += len(data)
+        self._queue.put(data)
+
+    def reopen(self) -> None:
+        """Open the path again, behind what was handed over so far: the file may have been moved away."""
+        if self._path is not None:
+            self._queue.put(self._path)
+
+    def take_dropped(self) -> int:
+        """How many lines were lost since the last time this was asked."""
+        with self._lock:
+            dropped, self._dropped = self._dropped, 0
+        return dropped
+
+    def take_trouble(self) -> str | None:
+        """What the system said when writing or opening last failed, once; None: nothing new."""
+        with self._lock:
+            trouble, self._trouble = self._trouble, None
+        return trouble
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Write what waits, for so long at most, and end; whether everything was written."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive() and self._waiting == 0
+
+    # --- the thread
+
+    def _write_all(self) -> None:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, bytes):
+                written = self._write_one(item)
+                with self._lock:
+                    self._waiting -= len(item)
+                    if not written:
+                        self._dropped += item.count(b"\n")
+            elif isinstance(item, str):
+                self._open_again(item)
+            else:
+                if self._path is not None:
+                    os.close(self._descriptor)
+                return
+
+    def _write_one(self, data: bytes) -> bool:
+        if self._torn:
+            data = b"\n" + data
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+                self._torn = len(rest) > 0
+            except BlockingIOError:
+                # Somebody who shares this pipe or terminal with us made it non-blocking.
+                poller = select.poll()
+                poller.register(self._descriptor, select.POLLOUT)
+                poller.poll()
+            except OSError as error:
+                self._note(error)
+                return False
+        return True
+
+    def _open_again(self, path: str) -> None:
+        try:
+            descriptor = _open(path)
+        except OSError as error:
+            self._note(error)  # the old file is better than none
+            return
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+
+    def _note(self, error: OSError) -> None:
+        with self._lock:
+            self._trouble = (error.strerror or str(error)).lower()
+
+
+def _open(path: str) -> int:
+    # O_NONBLOCK: a fifo that nobody reads is an error now, not a wait for ever.
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
