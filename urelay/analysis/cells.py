@@ -16,15 +16,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from urelay.analysis.boxes import Box, partition
+from urelay.analysis.boxes import Box
 from urelay.analysis.cubes import ISATAP, Cube, cube_of, cubes_between
 from urelay.analysis.phrases import merged
 from urelay.analysis.walk import MAPPED, Bearing, NameClass, Trail, Walker, leaves, remainder
-from urelay.net.address import Address, Host, address_of, host_prefix
-from urelay.policy.model import Destinations, NameKind, NamePattern, Route, packed_source
+from urelay.net.address import Host, address_of, host_prefix
+from urelay.policy.model import Destinations, NameKind, NamePattern, Route
 from urelay.table.decision import Decision
 from urelay.table.evaluate import Table
-from urelay.table.leaf import Candidate, Leaf, dials
+from urelay.table.leaf import Leaf, dials
 from urelay.table.world import World
 
 
@@ -56,19 +56,13 @@ class Cell:
     steps: tuple[tuple[str, Route, Bearing], ...] = ()
     """The routes that rewrote or looked up on the way"""
 
-    def holds(self, host: Host, port: int, source: Address | None, listener: str | None) -> bool:
-        """Whether a connection is in this cell. A name is compared with EXACT cells only."""
-        family, number = packed_source(source)
-        ports, sources, listeners = self.box
-        if not ports.first <= port <= ports.last or listener not in listeners:
-            return False
-        if sources.family != family or not sources.first <= number <= sources.last:
-            return False
+    def holds_host(self, host: Host) -> bool:
+        """Whether a destination is this cell's. A name is compared with the name itself only."""
         if isinstance(host, str):
             return self.where == NamePattern(NameKind.EXACT, host)
         single = cube_of(host_prefix(host))
-        where = cube_of_where(self.where)
-        return any(cube.meet(single) for cube in where) and not any(cube.meet(single) for cube in self.less)
+        mine = any(cube.meet(single) for cube in cubes_of(self.where))
+        return mine and not any(cube.meet(single) for cube in self.less)
 
 
 class Cells:
@@ -77,7 +71,6 @@ class Cells:
     def __init__(self, table: Table) -> None:
         self.table = table
         self.walker = Walker(table)
-        self._partitions: dict[tuple[int, Box], list[tuple[Box, Candidate | None]]] = {}
         self._entries: dict[str, dict[NamePattern, Leaf]] = {}
 
     def of(self, table: str, destinations: Destinations | None, boxes: Iterable[Box]) -> Iterator[Cell]:
@@ -109,14 +102,6 @@ class Cells:
             for where, example, leaf in names:
                 yield from self._of_names(world, where, example, leaf, box)
 
-    def partition(self, leaf: Leaf, box: Box) -> list[tuple[Box, Candidate | None]]:
-        """`box` cut by the winners of a leaf."""
-        key = id(leaf), box
-        known = self._partitions.get(key)
-        if known is None:
-            known = self._partitions[key] = partition(leaf.candidates, box)
-        return known
-
     def name_classes(
         self, world: World, destinations: Destinations | None
     ) -> Iterator[tuple[NameClass, str, Leaf]]:
@@ -146,7 +131,7 @@ class Cells:
     def _of_stretch(self, world: World, stretch: Stretch, box: Box) -> Iterator[Cell]:
         for first, last, leaf in leaves(world, *stretch):
             here = Stretch(stretch.family, first, last)
-            for part, candidate in self.partition(leaf, box):
+            for part, candidate in self.walker.partition(leaf, box):
                 decision = world.default if candidate is None else candidate.decision
                 if decision is None:
                     for cube in cubes_between(*here):
@@ -185,8 +170,7 @@ class Cells:
             if rest is None:
                 return
             name = rest.example
-            if end.origin.prefix is not None:
-                where = Stretch(end.origin.family, end.origin.value, end.origin.last)
+            where = where_of(end.origin)
         assert name is not None
         decision = self.decide(world, name, end.box)
         yield Cell(where, end.box, decision, name, end.bearing, end.less, end.steps)
@@ -194,7 +178,7 @@ class Cells:
     # --- names
 
     def _of_names(self, world: World, where: NameClass, example: str, leaf: Leaf, box: Box) -> Iterator[Cell]:
-        for part, candidate in self.partition(leaf, box):
+        for part, candidate in self.walker.partition(leaf, box):
             decision = world.default if candidate is None else candidate.decision
             if decision is not None:
                 yield Cell(where, part, decision, example, Bearing())
@@ -206,11 +190,16 @@ class Cells:
         return self.table.decide(host, box.ports.first, box.sources.example, box.listener, world.name)
 
 
-def cube_of_where(where: Where) -> list[Cube]:
+def cubes_of(where: Where) -> list[Cube]:
     """The destinations of a cell as cubes; none for names."""
     if isinstance(where, Stretch):
         return cubes_between(*where)
     return [where] if isinstance(where, Cube) else []
+
+
+def where_of(cube: Cube) -> Where:
+    """A cube as the destinations of a cell: a stretch when it is one."""
+    return cube if cube.prefix is None else Stretch(cube.family, cube.value, cube.last)
 
 
 def address_stretches(destinations: Destinations | None) -> Iterator[Stretch]:
