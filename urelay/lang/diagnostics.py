@@ -6,18 +6,13 @@ counterexample before the theory, and help one can paste.
 
 from __future__ import annotations
 
-import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from urelay.lang.codes import CODES, Severity
 from urelay.lang.source import Span
 
-
-class Severity(enum.Enum):
-    """How much a finding weighs: errors always fail a check, warnings with `--strict`."""
-
-    ERROR = "error"
-    WARNING = "warning"
-    NOTE = "note"
+__all__ = ["Diagnostic", "Label", "Remark", "Severity", "diagnostic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +42,8 @@ class Diagnostic:
     labels: tuple[Label, ...] = ()
     remarks: tuple[Remark, ...] = ()
     severity: Severity = Severity.ERROR
+
+
+def diagnostic(code: str, message: str, *labels: Label, remarks: Sequence[Remark] = ()) -> Diagnostic:
+    """A finding, with the severity its code has; the first label is the primary one."""
+    return Diagnostic(code, message, labels, tuple(remarks), CODES[code].severity)

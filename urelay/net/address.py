@@ -143,7 +143,8 @@ def parse_endpoint(text: str) -> Endpoint:
     if not colon:
         raise AddressError(f"`{printable(text)}` names no port")
     if ":" in host and not host.startswith("["):
-        raise AddressError(f"`{printable(text)}` needs brackets round the IPv6 address: [{host}]:{port}")
+        hint = f"[{printable(host)}]:{printable(port)}"
+        raise AddressError(f"`{printable(text)}` needs brackets round the IPv6 address: {hint}")
     return Endpoint(parse_host(host), parse_port(port))
 
 

@@ -179,7 +179,12 @@ class Table:
             resolved = decision.destination.host
         world = self.world_for(listener, source) if table is None else self.world(table)
         asked = _Asked(source, listener, resolved, unmap(address))
-        return self._walk(world, Endpoint(name, port), asked)
+        settled = self._walk(world, Endpoint(name, port), asked)
+        if settled.needs_address:
+            # The address was rewritten to a name again, and a connection is resolved once.
+            why = "the address of a host name leads to another host name"
+            return replace(settled, outcome=Outcome.DENY, upstream=None, needs_address=False, why=why)
+        return settled
 
     # --- the walk
 

@@ -1,0 +1,120 @@
+"""Ways out: `upstream` definitions become model.Upstream.
+
+Each is checked by itself; then, once all are known, no upstream may be reached through itself, by
+`via` or as a member of a group (UR107).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from urelay.errors import PolicyError
+from urelay.lang import ast
+from urelay.lang.printer import statement_text
+from urelay.net.address import Endpoint, printable
+from urelay.policy.flaws import flaw, password, read_word, unknown
+from urelay.policy.model import Setting, Upstream, UpstreamKind
+from urelay.policy.options import CLASHES, NEEDS, Owner
+from urelay.policy.scope import Scope
+from urelay.policy.values import origin_of, read_options
+from urelay.policy.words import read_endpoint
+
+_KINDS = tuple(kind.value for kind in UpstreamKind)
+_HINT = f"; there are {', '.join(_KINDS)}"
+_GROUPS = (UpstreamKind.FIRST, UpstreamKind.SPREAD)
+
+
+def resolve_upstream(node: ast.UpstreamDef, scope: Scope) -> Upstream:
+    """The meaning of one definition. Raises PolicyError: the first thing wrong with it."""
+    if node.kind.text not in _KINDS:
+        raise unknown(
+            "kind of upstream", node.kind.text, node.kind.span, _KINDS, f"; there are {', '.join(_KINDS)}"
+        )
+    kind = UpstreamKind(node.kind.text)
+    settings, _ = read_options(node.options, Owner.UPSTREAM, kind, scope)
+    _check_together(node, settings)
+    endpoint: Endpoint | None = None
+    members: tuple[str, ...] = ()
+    if kind in _GROUPS:
+        members = _members(node, scope)
+    elif kind is UpstreamKind.DIRECT:
+        if node.arguments:
+            message = "a direct upstream dials every destination itself: no address"
+            raise flaw("UR110", message, node.arguments[0].span)
+    else:
+        endpoint = _endpoint(node, settings)
+    origin = origin_of(node.span, statement_text(node))
+    return Upstream(node.name.text, kind, endpoint, members, settings, origin, node)
+
+
+def read_proxy(word: ast.Word) -> Endpoint:
+    """The HOST:PORT of a proxy. Raises PolicyError, UR114 for `user:password@HOST:PORT`."""
+    if "@" in word.text:
+        raise password(word.span)
+    return read_word(word, read_endpoint)
+
+
+def check_chains(upstreams: Mapping[str, Upstream], scope: Scope) -> None:
+    """Report every upstream that is reached through itself (UR107), once where a walk meets it again."""
+    done: set[str] = set()
+    looped: set[str] = set()
+    for start in upstreams:
+        # Depth first, with a stack of its own: a chain may be longer than Python's.
+        path = [start] if start not in done else []
+        ways = [iter(_next(upstreams[start]))]
+        while path:
+            following = next(ways[-1], None)
+            if following is None:
+                done.add(path.pop())
+                ways.pop()
+            elif following in path and following not in looped:
+                looped.add(following)
+                scope.findings.keep(_loop(following, path, scope))
+            elif following in upstreams and following not in done and following not in path:
+                path.append(following)
+                ways.append(iter(_next(upstreams[following])))
+
+
+def _loop(name: str, path: list[str], scope: Scope) -> PolicyError:
+    message = f'upstream "{printable(name)}" is reached through itself'
+    loop = " through ".join([*path[path.index(name) :], name])
+    return flaw("UR107", message, scope.upstreams[name].name.span, note=loop)
+
+
+def _next(upstream: Upstream) -> tuple[str, ...]:
+    return upstream.members if upstream.via is None else (upstream.via,)
+
+
+def _members(node: ast.UpstreamDef, scope: Scope) -> tuple[str, ...]:
+    members = tuple(scope.upstream(word) for word in node.arguments)
+    if not members:
+        raise flaw("UR110", f"`{node.kind.text}` needs upstreams to choose from", node.kind.span)
+    for place, member in enumerate(members):
+        if member in members[:place]:
+            raise flaw("UR102", f'"{member}" is in this group twice', node.arguments[place].span)
+    return members
+
+
+def _endpoint(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> Endpoint | None:
+    if len(node.arguments) == 1 and "unix" not in settings:
+        return read_proxy(node.arguments[0])
+    if not node.arguments and "unix" in settings:
+        return None
+    kind = node.kind.text
+    if "unix" in settings:
+        message = "the proxy has two places: HOST:PORT and `unix`"
+    elif node.arguments:
+        message = f"`{kind}` takes one HOST:PORT; options go in braces"
+    else:
+        message = f"`{kind}` needs a HOST:PORT, or the option `unix`"
+    raise flaw("UR110", message, (node.arguments[-1] if node.arguments else node.kind).span)
+
+
+def _check_together(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> None:
+    spans = {option.name.text: option.span for option in node.options}
+    for name, needed in NEEDS.items():
+        if name in settings and needed not in settings:
+            raise flaw("UR109", f"`{name}` means nothing without `{needed}`", spans[name])
+    for one, other, why in CLASHES:
+        if one in settings and other in settings:
+            raise flaw("UR109", f"`{other}` cannot stand beside `{one}`: {why}", spans[other])
