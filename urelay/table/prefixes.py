@@ -46,6 +46,14 @@ class PrefixTable(Protocol[T_co]):
         """Every interval as (first, last, answer), in order; together they are all addresses."""
         ...
 
+    def between(self, first: int, last: int) -> Iterator[tuple[int, int, T_co]]:
+        """The intervals that meet `first` to `last`, cut to it, in order."""
+        ...
+
+    def around(self, packed: Address) -> tuple[int, int]:
+        """The first and last address of the interval that holds an address of this family."""
+        ...
+
     def __len__(self) -> int:
         """How many intervals there are; at least 1."""
         ...
@@ -162,6 +170,19 @@ class Ipv4Table(Generic[T]):
         """See PrefixTable."""
         return _intervals(32, self._starts, self._answers)
 
+    def between(self, first: int, last: int) -> Iterator[tuple[int, int, T]]:
+        """See PrefixTable."""
+        at = bisect_right(self._starts, first) - 1
+        while first <= last:
+            end = self._starts[at + 1] - 1 if at + 1 < len(self._starts) else last
+            yield first, min(end, last), self._answers[at]
+            first, at = end + 1, at + 1
+
+    def around(self, packed: Address) -> tuple[int, int]:
+        """See PrefixTable."""
+        at = bisect_right(self._starts, int.from_bytes(packed))
+        return self._starts[at - 1], (self._starts[at] if at < len(self._starts) else 1 << 32) - 1
+
     def __len__(self) -> int:
         return len(self._starts)
 
@@ -190,6 +211,29 @@ class Ipv6Table(Generic[T]):
         """See PrefixTable."""
         starts = [(high << 64) | low for high, low in zip(self._upper, self._lower, strict=True)]
         return _intervals(128, starts, self._answers)
+
+    def between(self, first: int, last: int) -> Iterator[tuple[int, int, T]]:
+        """See PrefixTable."""
+        at = self._place(first) - 1
+        while first <= last:
+            end = self._start(at + 1) - 1 if at + 1 < len(self) else last
+            yield first, min(end, last), self._answers[at]
+            first, at = end + 1, at + 1
+
+    def around(self, packed: Address) -> tuple[int, int]:
+        """See PrefixTable."""
+        at = self._place(int.from_bytes(packed))
+        return self._start(at - 1), (self._start(at) if at < len(self) else 1 << 128) - 1
+
+    def _start(self, at: int) -> int:
+        return (self._upper[at] << 64) | self._lower[at]
+
+    def _place(self, value: int) -> int:
+        """How many intervals start at or before an address."""
+        upper = value >> 64
+        found = bisect_right(self._upper, upper)
+        lower = value & 0xFFFF_FFFF_FFFF_FFFF
+        return bisect_right(self._lower, lower, bisect_left(self._upper, upper, 0, found), found)
 
     def __len__(self) -> int:
         return len(self._upper)
