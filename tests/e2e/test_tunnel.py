@@ -19,7 +19,7 @@ from tests.e2e.rig import Namespace, Network
 
 pytestmark = [pytest.mark.netns, pytest.mark.peer("sshd"), pytest.mark.peer("curl")]
 
-PORT = 1080
+PORT = 1081
 TEN_MEGABYTES = 10_000_000
 FILES = ("203.0.113.10", "2001:db8:77::10")
 
