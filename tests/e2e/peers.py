@@ -19,6 +19,8 @@ import dns.message
 import dns.rdatatype
 import dns.rrset
 
+from tests.e2e.rig import Namespace
+
 Handler = Callable[[socket.socket], None]
 
 
@@ -263,5 +265,17 @@ def ending(sock: socket.socket) -> str:
     """How a stream that carries nothing more ends: `eof`, `reset` or `data` when there was more."""
     try:
         return "data" if sock.recv(1) else "eof"
+    except ConnectionResetError:
+        return "reset"
+
+
+def fate(netns: Namespace, host: str, port: int) -> str:
+    """What becomes of a transparent client that says nothing: how its stream ends.
+
+    A reset may be so quick that connecting itself reports it.
+    """
+    try:
+        with netns.connect(host, port) as sock:
+            return ending(sock)
     except ConnectionResetError:
         return "reset"

@@ -31,7 +31,7 @@ class Urelay(Program):
     ) -> None:
         self.policy = policy
         self.log = policy.with_suffix(".jsonl")
-        argv = [*prefix, *serve_command(policy, "--access-log", str(self.log), *options)]
+        argv = [*prefix, *serve_command(Path(policy.name), "--access-log", str(self.log), *options)]
         super().__init__(
             argv, netns, env={"PYTHONPATH": str(ROOT), **(env or {})}, pass_fds=pass_fds, cwd=policy.parent
         )

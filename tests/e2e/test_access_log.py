@@ -79,7 +79,7 @@ def test_every_end_has_its_line_with_the_same_keys(
         "policy": digest,
         "listener": "socks",
         "source": source,
-        "destination": f"{SERVER}:{echo.port}",
+        "destination": SERVER,
         "name": None,
         "port": echo.port,
         "outcome": "direct",

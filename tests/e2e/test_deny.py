@@ -57,8 +57,7 @@ def test_a_denied_transparent_client_is_reset_at_once(box: Namespace, serve: Ser
     relay = serve(POLICY, box)
     for address in REPLIES:
         began = time.monotonic()
-        with box.connect(address, 1080) as sock:
-            assert peers.ending(sock) == "reset", address
+        assert peers.fate(box, address, 1080) == "reset", address
         assert time.monotonic() - began < 1.0
     records = relay.records(len(REPLIES))
     assert {(record["outcome"], record["end"]) for record in records} == {("deny", "denied")}

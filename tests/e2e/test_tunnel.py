@@ -73,8 +73,7 @@ def test_curl_fetches_ten_megabytes_by_literal_address(tunnel: Tunnel, serve: Se
         assert tunnel.fetch(address) == expected, address
     assert set(tunnel.web.peers) == {"203.0.113.1", "2001:db8:77::1"}
     records = relay.records(2)
-    destinations = [f"{FILES[0]}:{PORT}", f"[{FILES[1]}]:{PORT}"]
-    assert [record["destination"] for record in records] == destinations
+    assert [(record["destination"], record["port"]) for record in records] == [(a, PORT) for a in FILES]
     assert {(record["listener"], record["outcome"], record["end"]) for record in records} == {
         ("lan", "via", "eof")
     }
@@ -100,8 +99,7 @@ def test_the_socket_may_be_opened_in_the_namespace_by_another_program(
 
 def test_what_the_tunnel_cannot_reach_is_reset_not_left_hanging(tunnel: Tunnel, serve: Serve) -> None:
     relay = serve(tunnel_policy(f"[::]:{PORT} {{ netns {tunnel.lan.name} }}", tunnel.socks_port), tunnel.host)
-    with tunnel.lan.connect("203.0.113.1", PORT) as sock:
-        assert peers.ending(sock) == "reset"
+    assert peers.fate(tunnel.lan, "203.0.113.1", PORT) == "reset"
     (record,) = relay.records(1)
     assert record["outcome"] == "via"
     assert record["error"]

@@ -40,8 +40,7 @@ def test_each_destination_reaches_the_server_on_its_own_socket(
         got = lan.run("curl", "-q", "-sS", "--max-time", "10", f"http://{host}/hello")
         assert (got.returncode, got.stdout.decode()) == (0, f"{path} /hello"), got.stderr
     # Nobody listens for .9: the client is told, in the only way a transparent client can be.
-    with lan.connect("198.51.100.9", 80) as sock:
-        assert peers.ending(sock) == "reset"
+    assert peers.fate(lan, "198.51.100.9", 80) == "reset"
     records = relay.records(4)
     assert [record["outcome"] for record in records] == ["unix"] * 4
     assert [record["dialed"] for record in records] == [*map(str, sockets), None]
