@@ -153,12 +153,10 @@ class NameServer:
 
     def _serve(self) -> None:
         while True:
-            try:
-                query, peer = self._sock.recvfrom(4096)
-            except OSError:
+            query, peer = self._sock.recvfrom(4096)
+            if not query:
                 return
-            if query:
-                self._sock.sendto(self._answer(query), peer)
+            self._sock.sendto(self._answer(query), peer)
 
     def _answer(self, query: bytes) -> bytes:
         message = dns.message.from_wire(query)
@@ -177,9 +175,8 @@ class NameServer:
         return response.to_wire()
 
     def close(self) -> None:
-        """Stops answering."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        """Stops answering: an empty datagram tells the thread, which nothing else would wake."""
+        self._sock.sendto(b"", self._sock.getsockname())
         self._thread.join()
         self._sock.close()
 
