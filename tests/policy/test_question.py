@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.policy.policies import sound
 from urelay.errors import PolicyError
@@ -91,3 +93,20 @@ def test_a_wrong_question_is_told_why(policy: Policy, text: str, code: str) -> N
     with pytest.raises(PolicyError) as caught:
         resolve_question(text, policy)
     assert [found.code for found in caught.value.diagnostics] == [code]
+
+
+WORDS = "10.1.2.3 [::1] :22 port 22-23 from on table any @private @one lan { } , * .a x".split()
+questions = st.text(max_size=40) | st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
+
+
+def test_any_question_is_answered_or_refused_in_words(policy: Policy) -> None:
+    @settings(max_examples=300, deadline=None)
+    @given(questions)
+    def ask(text: str) -> None:
+        try:
+            resolve_question(text, policy)
+        except PolicyError as error:
+            said = [found.message for found in error.diagnostics]
+            assert said, text
+
+    ask()

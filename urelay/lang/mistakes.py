@@ -111,7 +111,7 @@ def unexpected(lexemes: list[Lexeme], fed: list[Lexeme], suspects: list[int], st
     if guess:
         message += f" (did you mean `{guess}`?)"
     remarks = []
-    if found.type == "COMMA" and fed[-1].type in ("WORD", "SETNAME", "STRING"):
+    if found.type == "COMMA" and fed and fed[-1].type in ("WORD", "SETNAME", "STRING"):
         remarks.append(Remark("help", f"several are written {{ {_shown(fed[-1].text)}, … }}"))
     return diagnostic("UR001", message, Label(found.span), remarks=remarks)
 
