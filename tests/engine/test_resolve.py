@@ -31,7 +31,7 @@ class NameServer(asyncio.DatagramProtocol):
         self.zone = zone
         self.asked: Counter[tuple[str, str]] = Counter()
         self.hold: asyncio.Event | None = None
-        self.waiting = 0
+        self.waiting: set[tuple[str, str]] = set()
         self.most_waiting = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -49,10 +49,11 @@ class NameServer(asyncio.DatagramProtocol):
         name, kind = question.name.to_text(omit_final_dot=True), dns.rdatatype.to_text(question.rdtype)
         self.asked[name, kind] += 1
         if self.hold is not None:
-            self.waiting += 1
-            self.most_waiting = max(self.most_waiting, self.waiting)
+            # A set: a question that is repeated, because the machine is slow, is the same question.
+            self.waiting.add((name, kind))
+            self.most_waiting = max(self.most_waiting, len(self.waiting))
             await self.hold.wait()
-            self.waiting -= 1
+            self.waiting.discard((name, kind))
         answer = self.zone(name, kind)
         if answer is None:
             return
@@ -270,16 +271,16 @@ def test_one_source_cannot_take_every_turn() -> None:
     """A source with 40 names that are never answered holds 8 turns; another's name is not delayed."""
 
     async def test(server: NameServer, at: Endpoint) -> None:
-        asker = resolver(at)
+        asker = resolver(at, lifetime_s=30)
         server.hold = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             hogs = [group.create_task(asker.resolve(f"h{n}.example", b"hog")) for n in range(40)]
-            while server.waiting < 16:
+            while len(server.waiting) < 16:
                 await asyncio.sleep(0)
             other = group.create_task(asker.resolve("www.example", b"other"))
             while server.asked["www.example", "A"] == 0:
                 await asyncio.sleep(0)
-            assert sum(server.asked.values()) <= 2 * (8 + 1)
+            assert len(server.asked) <= 2 * (8 + 1)
             server.hold.set()
             await other
             await asyncio.gather(*hogs)
@@ -289,17 +290,17 @@ def test_one_source_cannot_take_every_turn() -> None:
     run(lambda name, kind: ["192.0.2.1"] if kind == "A" else [], test)
 
 
-def test_no_more_than_64_names_are_asked_for_at_a_time() -> None:
+def test_no_more_names_than_allowed_are_asked_for_at_a_time() -> None:
     async def test(server: NameServer, at: Endpoint) -> None:
-        asker = resolver(at)
+        asker = resolver(at, in_flight=12, lifetime_s=30)
         server.hold = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            for n in range(100):
+            for n in range(40):
                 group.create_task(asker.resolve(f"h{n}.example", n))
-            while server.waiting < 128:
+            while len(server.waiting) < 24:
                 await asyncio.sleep(0)
             server.hold.set()
-        assert server.most_waiting == 128
+        assert server.most_waiting == 24
 
     run(lambda name, kind: ["192.0.2.1"] if kind == "A" else [], test)
 

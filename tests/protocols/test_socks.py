@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from urelay.errors import AddressError, Failure, ProtocolError
@@ -382,9 +382,16 @@ def test_no_order_of_messages_connects_without_a_login() -> None:
 
 
 @given(st.lists(st.sampled_from([HELLO, HELLO_BOTH, LOGIN, name5(b"a"), request4(V4_ADDRESS)]), max_size=6))
-def test_a_request_comes_of_the_one_right_order_only(messages: list[bytes]) -> None:
+@example([HELLO_BOTH, LOGIN, name5(b"a"), HELLO])
+@example([HELLO_BOTH, LOGIN, HELLO, LOGIN])
+def test_a_request_comes_behind_the_right_login_only(messages: list[bytes]) -> None:
+    """What follows the login may be read as a request though it was meant as another message."""
     outcome = converse(messages, USERS)
-    assert (outcome.request is not None) == (messages[:3] == [HELLO_BOTH, LOGIN, name5(b"a")])
+    if outcome.request is not None:
+        assert messages[:2] == [HELLO_BOTH, LOGIN]
+        assert outcome.request.user == "alice"
+    if messages[:3] == [HELLO_BOTH, LOGIN, name5(b"a")]:
+        assert outcome.request == Request(5, "a", 443, "alice")
 
 
 # --- S11: hostile bytes

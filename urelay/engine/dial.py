@@ -188,11 +188,6 @@ class _Dial:
         name, port = self._asked.destination
         final = self._table.settle(decision, name, address, port, self._asked.source, self._asked.listener)
         goal = final.destination or Endpoint(address, target.port)
-        if final.needs_address:
-            # A route rewrites the answer to another name: one name is resolved for one connection.
-            raise DialError(
-                Failure.ERROR, f"{target} leads to {goal}, and only one name is resolved for a connection"
-            )
         return _Goal(replace(final, destination=goal), goal)
 
     async def _direct(self, goals: Sequence[_Goal], timeouts: Timeouts) -> Dialed:
