@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from urelay.engine.flow import Flow
 from urelay.engine.limits import Limits
 from urelay.engine.poller import Poller
-from urelay.engine.pump import Direction, Flow, Pump
+from urelay.engine.pump import Direction, Pump
 from urelay.engine.record import End
 from urelay.engine.timers import Wheel
 

@@ -25,7 +25,7 @@ from tests.engine.rig import (
     reset,
     tcp_pair,
 )
-from urelay.engine import pump as pump_module
+from urelay.engine import flow as flow_module
 from urelay.engine.limits import Limits
 from urelay.engine.record import End
 
@@ -233,7 +233,7 @@ def test_a_half_closed_flow_is_reaped_and_an_open_one_is_not(make_rig: Callable[
 
 
 def test_long_lived_flows_get_keepalives(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pump_module, "_KEEPALIVE_FROM_S", 0.01)
+    monkeypatch.setattr(flow_module, "_KEEPALIVE_FROM_S", 0.01)
     run = rig.flow()
     inner = rig.thread.call(lambda: [each.src for each in rig.directions()])
     deadline = time.monotonic() + 5

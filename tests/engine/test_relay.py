@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import socket
@@ -28,8 +29,11 @@ from tests.engine.rig import (
     reset,
 )
 from urelay.engine.connect import Timeouts
+from urelay.engine.connection import Connection
 from urelay.engine.dial import Asked, Denied, Dialed, Dialer
+from urelay.engine.flow import Flow
 from urelay.engine.limits import Limits
+from urelay.engine.pump import Direction
 from urelay.engine.record import End, Record
 from urelay.engine.relay import Relay
 from urelay.engine.resolve import Resolver
@@ -605,6 +609,29 @@ def test_many_short_connections_leave_nothing(world: Callable[..., World]) -> No
     stats = here.stats()
     assert (stats.accepted, stats.active, stats.ended) == (500, 0, {"eof": 500})
     assert stats.bytes_up == stats.bytes_down == 500
+
+
+def test_a_finished_connection_waits_for_no_garbage_collector(world: Callable[..., World]) -> None:
+    here = world()
+    server = here.server()
+    forward = here.listen(ListenerKind.FORWARD, to=endpoint(server))
+    socks = here.listen(ListenerKind.SOCKS)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(40):
+            client = here.connect(socks if number % 2 else forward)
+            if number % 2:
+                client.sendall(b"\5\1\0" + socks5(LOOPBACK, endpoint(server).port))
+            other = here.accepted(server)
+            (reset if number % 4 < 2 else socket.socket.close)(client)
+            other.close()
+        here.record(40)
+        here.thread.call(lambda: None)
+        alive = [each for each in gc.get_objects() if isinstance(each, Connection | Flow | Direction)]
+        assert not alive
+    finally:
+        gc.enable()
 
 
 # --- change

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from urelay.engine.connect import FAILURES
 from urelay.engine.dial import Asked, Denied, Dialed
-from urelay.engine.pump import Flow, reset_on_close
+from urelay.engine.flow import Flow
 from urelay.engine.record import End, Record
 from urelay.engine.session import (
     DIRECT_SESSION,
@@ -41,6 +41,7 @@ from urelay.engine.session import (
     Session,
     SocksSession,
 )
+from urelay.engine.tcp import reset_on_close
 from urelay.errors import DialError, Failure
 from urelay.net.address import Endpoint, unmap
 from urelay.policy.model import Outcome

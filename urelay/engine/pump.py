@@ -29,31 +29,25 @@ How things end
   reset when its peer has acknowledged all of it (SIOCOUTQ) or at a deadline, because a reset
   discards what is still queued. A unix socket knows no reset: it is closed.
 - *timeout* resets both sides: nobody shall take it for the end of the data.
-
-A flow that is over keeps no reference to its directions, nor they to it, so that nothing waits for
-the garbage collector.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import select
 import socket
-import struct
-import sys
-import termios
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from urelay.engine.pipes import Pipe, PipePool
 from urelay.engine.record import End
+from urelay.engine.tcp import unacknowledged
 
 if TYPE_CHECKING:
     import asyncio
     from socket import SocketType
 
+    from urelay.engine.flow import Flow
     from urelay.engine.limits import Limits
     from urelay.engine.poller import Poller
     from urelay.engine.timers import Wheel
@@ -71,33 +65,20 @@ _TURN_BURSTS = 16
 _TURN_BYTES = 1 << 21
 """A direction moves this much at most before the others get their turn: about half a millisecond"""
 
-_OPEN, _ENDED, _OVER = range(3)
+OPEN, ENDED, OVER = range(3)
+"""What a direction is: reading, at its source's end, or part of a flow that is over"""
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
-_BEHIND = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
+BEHIND = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _DEAD = select.EPOLLHUP | select.EPOLLERR
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
-_KEEPALIVE_FROM_S = 30.0
-"""Flows that live this long get keepalives and a user timeout; shorter ones save the system calls"""
-_KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000),
-)
-_LINGER_NOT = struct.pack("ii", 1, 0)
+_LONGEST_CHECK_S = 60.0
+"""Between two looks at a flow whose timeouts are all off"""
 _FIRST_LOOK_S = 0.002
 _LAST_LOOK_S = 0.25
-
-
-class Owner(Protocol):
-    """Who is told when a flow is over."""
-
-    def flow_ended(self, bytes_up: int, bytes_down: int, end: End, error: str | None) -> None:
-        """Both sockets are closed, or will be when this batch ends."""
+"""Between two looks whether a reset may be sent: at first, and at most"""
 
 
 class Pump:
@@ -109,6 +90,7 @@ class Pump:
         "_loop",
         "_resetting",
         "buffer",
+        "check_s",
         "limits",
         "pipes",
         "poller",
@@ -120,6 +102,9 @@ class Pump:
         self.poller = poller
         self.wheel = wheel
         self.limits = limits
+        self.check_s = min(limits.half_closed_s or _LONGEST_CHECK_S, limits.stalled_s or _LONGEST_CHECK_S)
+        """At most this long between two looks at a flow, so that a half-close, or a reader that stalls,
+        is noticed in time without a timer of its own"""
         self.pipes = PipePool(limits.max_pipes)
         self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)
@@ -174,7 +159,7 @@ class Direction:
         self.pump = pump
         self.src = src
         self.dst = dst
-        self.state = _OPEN
+        self.state = OPEN
         self.count = 0
         """Bytes the destination's kernel has taken"""
         self.held = len(early)
@@ -192,16 +177,16 @@ class Direction:
 
     def on_event(self, events: int) -> None:
         """`src` is ready for something."""
-        if events & _OUT and self.state != _OVER and self.back.held:
+        if events & _OUT and self.state != OVER and self.back.held:
             self.back.move()
-        if events & _BEHIND:
+        if events & BEHIND:
             self._look_behind(events)
         elif events & _IN:
             self.move()
 
     def on_crash(self) -> None:
         """End the flow, whatever state it is in."""
-        if self.state != _OVER:
+        if self.state != OVER:
             self.flow.finish(End.ERROR, "internal error", reset=(self.src, self.dst))
 
     def resume(self) -> None:
@@ -227,9 +212,9 @@ class Direction:
 
     def reset_if_due(self, now: float) -> bool:
         """Reset the destination if what went before is delivered or has had its time; True if over."""
-        if self.state == _OVER:
+        if self.state == OVER:
             return True
-        delivered = self.state == _ENDED and _unacknowledged(self.dst) == 0
+        delivered = self.state == ENDED and unacknowledged(self.dst) == 0
         if delivered or now >= self.flow.reset_by:
             self.flow.finish_broken(self)
             return True
@@ -373,7 +358,7 @@ class Direction:
         self.rest = bytes(rest)
 
     def _reader_is_proven(self) -> bool:
-        return self.burst > FIRST_BURST or self.count - _unacknowledged(self.dst) >= PROOF_BYTES
+        return self.burst > FIRST_BURST or self.count - unacknowledged(self.dst) >= PROOF_BYTES
 
     def _look_behind(self, events: int) -> None:
         """More than data was announced: an end, an error, or urgent data."""
@@ -384,12 +369,12 @@ class Direction:
             if not self.held:
                 self._return_pipe()
         self.eager = True
-        if self.state == _OPEN:
+        if self.state == OPEN:
             if self.held and events & select.EPOLLERR:
                 # It broke behind data that cannot be delivered yet; the error stays where it is.
                 self.flow.expect_reset(self)
             self.move()
-        if self.state == _ENDED and not self.errno and events & _DEAD:
+        if self.state == ENDED and not self.errno and events & _DEAD:
             # It had said its last word, and now takes none either.
             if self.src.family == socket.AF_UNIX and not events & select.EPOLLERR:
                 self.flow.finish(End.EOF)
@@ -401,7 +386,7 @@ class Direction:
         if self.errno:
             self._source_broke(self.errno)
             return
-        self.state = _ENDED
+        self.state = ENDED
         if self.back.state:
             self.flow.finish(End.EOF)
             return
@@ -414,7 +399,7 @@ class Direction:
     def _source_broke(self, number: int) -> None:
         """The source failed, and all it had sent before has been passed on."""
         self.errno = self.errno or number or errno.ECONNRESET
-        self.state = self.back.state = _ENDED
+        self.state = self.back.state = ENDED
         self.back.let_go()
         self.flow.reset_when_delivered(self)
 
@@ -423,170 +408,10 @@ class Direction:
         back = self.back
         back.errno = back.errno or number
         self.let_go()
-        self.state = _ENDED
+        self.state = ENDED
         if back.state:
             self.flow.reset_when_delivered(back)
         else:
             self.flow.expect_reset(back)
             back.eager = True
             back.move()
-
-
-class Flow:
-    """Two directions and what they have in common."""
-
-    __slots__ = ("_idle_s", "_kept_alive", "_owner", "_pump", "_started", "down", "reset_by", "slot", "up")
-
-    up: Direction
-    """From the client; unset when the flow is over"""
-    down: Direction
-    """To the client; unset when the flow is over"""
-
-    def __init__(self, pump: Pump, client: SocketType, upstream: SocketType, owner: Owner, idle_s: float,
-                 early: bytes = b"") -> None:  # fmt: skip
-        """`early`: what the client sent behind its request. The sockets must be non-blocking."""
-        now = pump.poller.touch()
-        self.slot = 0
-        self.up = up = Direction(pump, client, upstream, early, now)
-        self.down = down = Direction(pump, upstream, client, b"", now)
-        up.back, down.back = down, up
-        up.flow = down.flow = self
-        self.reset_by = 0.0
-        self._pump = pump
-        self._owner = owner
-        self._idle_s = idle_s
-        self._started = now
-        self._kept_alive = False
-
-    def start(self, client_told: int | None = None, upstream_told: int | None = None) -> None:
-        """Begin to move bytes. Raises OSError when the kernel will not watch another socket.
-
-        A socket that the poller watches already comes with the events it has `told` so far.
-        """
-        pump = self._pump
-        for direction, told in ((self.up, client_told), (self.down, upstream_told)):
-            if told is None:
-                pump.poller.add(direction.src, direction)
-            else:
-                pump.poller.assign(direction.src, direction)
-                if told & (_IN | _BEHIND) or direction.back.held:
-                    # That edge went to somebody else, and comes no more: look what is there.
-                    direction.eager = bool(told & _BEHIND)
-                    pump.poller.again(direction)
-        pump.wheel.set(self, self._started + min(self._check_s, _KEEPALIVE_FROM_S))
-
-    def on_timer(self, now: float) -> None:
-        """Time to see whether anything moved; ends the flow, or sets the next such time."""
-        if not self._kept_alive and now - self._started >= _KEEPALIVE_FROM_S:
-            self._keep_alive()
-        limits = self._pump.limits
-        stalled_s = limits.stalled_s
-        wait_s = self._check_s
-        holds = False
-        for direction in (self.up, self.down):
-            if direction.held:
-                holds = True
-                if stalled_s:
-                    left = direction.last + stalled_s - now
-                    if left <= 0:
-                        taker = self._side(direction.dst)
-                        self.abort(End.TIMEOUT, f"the {taker} took no byte for {stalled_s:g} s")
-                        return
-                    wait_s = min(wait_s, left)
-        half = self.up.state or self.down.state
-        quiet_s = limits.half_closed_s if half else self._idle_s
-        # What is held waits for a reader, whose patience is measured above.
-        if quiet_s and not holds:
-            left = max(self.up.last, self.down.last) + quiet_s - now
-            if left <= 0:
-                self.abort(End.TIMEOUT, f"no byte for {quiet_s:g} s" + (", half closed" if half else ""))
-                return
-            wait_s = min(wait_s, left)
-        self._pump.wheel.set(self, now + wait_s)
-
-    def on_crash(self) -> None:
-        """End the flow, whatever state it is in."""
-        if hasattr(self, "up"):
-            self.abort(End.ERROR, "internal error")
-
-    def abort(self, end: End, error: str | None) -> None:
-        """Reset both sides."""
-        self.finish(end, error, reset=(self.up.src, self.down.src))
-
-    def expect_reset(self, direction: Direction) -> None:
-        """The source of `direction` is broken: what it has sent has this long to be delivered."""
-        if not self.reset_by:
-            self.reset_by = self._pump.poller.touch() + self._pump.limits.reset_drain_s
-            self._pump.watch_reset(direction)
-
-    def reset_when_delivered(self, direction: Direction) -> None:
-        """The source of `direction` is broken and has been read to its end: the survivor is next."""
-        if direction.back.errno or direction.dst.family == socket.AF_UNIX:
-            self.finish_broken(direction)
-        elif _unacknowledged(direction.dst) == 0:
-            self.finish_broken(direction)
-        else:
-            self.expect_reset(direction)
-
-    def finish_broken(self, direction: Direction) -> None:
-        """End the flow as the source of `direction` ended it."""
-        # Nothing is recorded yet if it broke behind bytes that were never delivered.
-        number = direction.errno or direction.src.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        failed = (End.ERROR, "the {side} failed: " + os.strerror(number).lower())
-        end, text = _BROKEN.get(number or errno.ECONNRESET, failed)
-        self.finish(end, text.format(side=self._side(direction.src)), reset=(direction.dst,))
-
-    def finish(self, end: End, error: str | None = None, reset: tuple[SocketType, ...] = ()) -> None:
-        """Close both sockets, those in `reset` with a reset, and tell the owner. Once."""
-        up, down = self.up, self.down
-        up.state = down.state = _OVER
-        up.let_go()
-        down.let_go()
-        for sock in reset:
-            reset_on_close(sock)
-        pump = self._pump
-        pump.poller.retire(up.src)
-        pump.poller.retire(down.src)
-        pump.wheel.cancel(self)
-        del up.back, up.flow, down.back, down.flow, self.up, self.down
-        self._owner.flow_ended(up.count, down.count, end, error)
-
-    @property
-    def _check_s(self) -> float:
-        """At most this long between two looks, so that a half-close is noticed in time without a timer."""
-        return min(
-            self._pump.limits.half_closed_s or 60.0, self._idle_s or 60.0, self._pump.limits.stalled_s or 60.0
-        )
-
-    def _side(self, sock: SocketType) -> str:
-        return "client" if sock is self.up.src else "server"
-
-    def _keep_alive(self) -> None:
-        self._kept_alive = True
-        for sock in (self.up.src, self.down.src):
-            if sock.family != socket.AF_UNIX:
-                # A socket that broke meanwhile refuses; its event is on its way.
-                with contextlib.suppress(OSError):
-                    for level, option, value in _KEEPALIVE:
-                        sock.setsockopt(level, option, value)
-
-
-_BROKEN = {
-    errno.ECONNRESET: (End.RESET, "reset by the {side}"),
-    errno.EPIPE: (End.RESET, "reset by the {side}"),
-    errno.ETIMEDOUT: (End.TIMEOUT, "the {side} stopped answering"),
-}
-
-
-def reset_on_close(sock: SocketType) -> None:
-    """Make closing `sock` a reset, which discards what is queued; a unix socket is just closed."""
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-
-
-def _unacknowledged(sock: SocketType) -> int:
-    """Bytes in the send queue that the peer's kernel has not acknowledged (SIOCOUTQ); 0 if it cannot tell."""
-    try:
-        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
-    except OSError:
-        return 0

@@ -47,7 +47,8 @@ class Wheel:
 
     def set(self, who: Timed, when: float) -> None:
         """Give `who` a turn at the loop time `when`, instead of the one it had."""
-        self.cancel(who)
+        if who.slot:
+            self.cancel(who)
         if self._handle is None:
             # Nothing was due while the wheel stood still.
             self._done = self._tick(self._loop.time())
