@@ -20,8 +20,8 @@ from urelay.analysis.boxes import Box, partition
 from urelay.analysis.cubes import ISATAP, Cube, cube_of, cubes_between
 from urelay.analysis.phrases import merged
 from urelay.analysis.walk import MAPPED, Bearing, NameClass, Trail, Walker, leaves, remainder
-from urelay.net.address import Address, Host, address_of, host_prefix
-from urelay.policy.model import Destinations, NameKind, NamePattern, Route, packed_source
+from urelay.net.address import Host, address_of, host_prefix
+from urelay.policy.model import Destinations, NameKind, NamePattern, Route
 from urelay.table.decision import Decision
 from urelay.table.evaluate import Table
 from urelay.table.leaf import Candidate, Leaf, dials
@@ -56,19 +56,13 @@ class Cell:
     steps: tuple[tuple[str, Route, Bearing], ...] = ()
     """The routes that rewrote or looked up on the way"""
 
-    def holds(self, host: Host, port: int, source: Address | None, listener: str | None) -> bool:
-        """Whether a connection is in this cell. A name is compared with EXACT cells only."""
-        family, number = packed_source(source)
-        ports, sources, listeners = self.box
-        if not ports.first <= port <= ports.last or listener not in listeners:
-            return False
-        if sources.family != family or not sources.first <= number <= sources.last:
-            return False
+    def holds_host(self, host: Host) -> bool:
+        """Whether a destination is this cell's. A name is compared with the name itself only."""
         if isinstance(host, str):
             return self.where == NamePattern(NameKind.EXACT, host)
         single = cube_of(host_prefix(host))
-        where = cube_of_where(self.where)
-        return any(cube.meet(single) for cube in where) and not any(cube.meet(single) for cube in self.less)
+        mine = any(cube.meet(single) for cube in cubes_of(self.where))
+        return mine and not any(cube.meet(single) for cube in self.less)
 
 
 class Cells:
@@ -185,8 +179,7 @@ class Cells:
             if rest is None:
                 return
             name = rest.example
-            if end.origin.prefix is not None:
-                where = Stretch(end.origin.family, end.origin.value, end.origin.last)
+            where = where_of(end.origin)
         assert name is not None
         decision = self.decide(world, name, end.box)
         yield Cell(where, end.box, decision, name, end.bearing, end.less, end.steps)
@@ -206,11 +199,16 @@ class Cells:
         return self.table.decide(host, box.ports.first, box.sources.example, box.listener, world.name)
 
 
-def cube_of_where(where: Where) -> list[Cube]:
+def cubes_of(where: Where) -> list[Cube]:
     """The destinations of a cell as cubes; none for names."""
     if isinstance(where, Stretch):
         return cubes_between(*where)
     return [where] if isinstance(where, Cube) else []
+
+
+def where_of(cube: Cube) -> Where:
+    """A cube as the destinations of a cell: a stretch when it is one."""
+    return cube if cube.prefix is None else Stretch(cube.family, cube.value, cube.last)
 
 
 def address_stretches(destinations: Destinations | None) -> Iterator[Stretch]:

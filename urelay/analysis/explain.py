@@ -16,10 +16,11 @@ from urelay.analysis.cells import Cells
 from urelay.analysis.cubes import cube_of
 from urelay.analysis.phrases import port_range_text, prefix_text
 from urelay.analysis.summary import Summary
+from urelay.analysis.verdicts import outcome_text
 from urelay.analysis.walk import Bearing, Trail, Walker
 from urelay.errors import AddressError
 from urelay.lang.source import Origin
-from urelay.net.address import Address, Endpoint, Prefix, address_text, host_prefix
+from urelay.net.address import Endpoint, Host, Prefix, address_text, host_prefix
 from urelay.net.paths import fill
 from urelay.policy.check import Connection, Question
 from urelay.policy.model import (
@@ -56,19 +57,6 @@ def connection_text(connection: Connection) -> str:
     if connection.table is not None:
         text += f" table {connection.table}"
     return text
-
-
-def outcome_text(decision: Decision) -> str:
-    """`direct`, `via wg`, `to unix "/run/x"`, `deny refused`: as after an arrow."""
-    if decision.outcome is Outcome.VIA:
-        return f"via {decision.upstream}"
-    if decision.outcome is Outcome.UNIX:
-        return f'to unix "{decision.template}"'
-    if decision.outcome is Outcome.SILENT:
-        return "deny silently"
-    if decision.outcome is Outcome.DENY and decision.deny_how.value != "deny":
-        return f"deny {decision.deny_how}"
-    return decision.outcome.value
 
 
 def answer(table: Table, connection: Connection, asked: str | None = None) -> Json:
@@ -255,10 +243,16 @@ class Explanation:
             # Nobody of the kind can come in: say what holds of ports and destinations.
             everyone = [alone._replace(ports=ALL_PORTS)]
         summary = Summary(everyone)
+        mine = _verdict(self.decision)
         for cell in Cells(self.table).around(name, host, everyone):
-            if cell.holds(host, port, source, listener):
+            if _verdict(cell.decision) == mine and cell.holds_host(host):
                 summary.add(cell)
         return summary.lines()
+
+
+def _verdict(decision: Decision) -> tuple[object, ...]:
+    """What makes two decisions the same for people: the outcome and who said so."""
+    return decision.outcome, decision.upstream, decision.table, decision.route, decision.wall
 
 
 def explain_region(table: Table, question: Question) -> str:
@@ -276,8 +270,8 @@ def explain_region(table: Table, question: Question) -> str:
         key = outcome_text(decision), str(origin) if origin is not None else decision.why or ""
         groups.setdefault(key, Summary(everyone)).add(cell)
     lines = []
-    for (outcome, origin), summary in groups.items():
-        lines.append(f"{outcome:<20}  {origin}")
+    for (outcome, said_by), summary in groups.items():
+        lines.append(f"{outcome:<20}  {said_by}")
         lines += [f"  {text}" for text in summary.lines()]
     return "\n".join(lines)
 
@@ -322,10 +316,11 @@ def _element(rule: Route | Wall, to: Endpoint, asked: Connection) -> _Element | 
     destination: Prefix | NamePattern | None = None
     if region.destinations is not None:
         matching: list[Prefix | NamePattern]
-        if isinstance(to.host, str):
-            matching = [name for name in region.destinations.names if covers(name, to.host)]
+        host: Host = to.host
+        if isinstance(host, str):
+            matching = [name for name in region.destinations.names if covers(name, host)]
         else:
-            matching = [prefix for prefix in region.destinations.prefixes if _inside(to.host, prefix)]
+            matching = [prefix for prefix in region.destinations.prefixes if _inside(host, prefix)]
         if not matching:
             return None
         destination = max(matching, key=_specific)
@@ -338,8 +333,8 @@ def _element(rule: Route | Wall, to: Endpoint, asked: Connection) -> _Element | 
     )
 
 
-def _inside(address: Address | None, prefix: Prefix) -> bool:
-    return address is not None and address in prefix
+def _inside(address: object, prefix: Prefix) -> bool:
+    return address in prefix
 
 
 def covers(pattern: NamePattern, name: str) -> bool:

@@ -279,7 +279,7 @@ class Walker:
         if known is None:
             cutting = {}
             for family in families:
-                for leaf in _distinct(world, family):
+                for _, _, leaf in distinct_leaves(world, family).values():
                     candidates = leaf.candidates
                     if any(_refuses(candidate) for candidate in candidates):
                         for one in candidates:
@@ -358,9 +358,12 @@ def leaves(world: World, family: int, first: int, last: int) -> Iterator[tuple[i
         yield from (world.v4 if family == 4 else world.v6).between(first, last)
 
 
-def _distinct(world: World, family: int) -> Iterable[Leaf]:
-    """The leaves of a family, each once."""
-    return {id(leaf): leaf for _, _, leaf in (world.v4 if family == 4 else world.v6).intervals()}.values()
+def distinct_leaves(world: World, family: int) -> dict[int, tuple[int, int, Leaf]]:
+    """The leaves of a family, each once with the first interval that has it."""
+    found: dict[int, tuple[int, int, Leaf]] = {}
+    for interval in (world.v4 if family == 4 else world.v6).intervals():
+        found.setdefault(id(interval[2]), interval)
+    return found
 
 
 def _refused(world: World, family: int, box: Box) -> Iterator[Cube]:

@@ -1,0 +1,239 @@
+"""What rewriting does that nobody meant: loops, ways back to ourselves, ways round a deny.
+
+UR224   a route leads back to one of our own listeners
+UR225   a destination comes back to itself through `lookup`
+UR226   `rewrite … then direct` reaches what the same table denies to those who ask for it
+
+All three follow the routes' own connections symbolically (urelay.analysis.walk), so nothing is
+missed between two examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from urelay.analysis.boxes import Box, audience, partition
+from urelay.analysis.cells import Cell, Cells, address_stretches
+from urelay.analysis.cubes import Cube, cube_of, cubes_between
+from urelay.analysis.phrases import ports_text, stretch_text
+from urelay.analysis.walk import Bearing, Trail, leaves
+from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
+from urelay.net.address import Address, Endpoint, address_text, host_prefix, parse_address
+from urelay.policy.model import (
+    Deny,
+    Destinations,
+    Direct,
+    Listener,
+    Lookup,
+    Outcome,
+    PlaceKind,
+    Policy,
+    Route,
+    Silent,
+    UpstreamKind,
+    Via,
+)
+from urelay.table.world import World
+
+
+def find_loops(cells: Cells) -> Iterator[Diagnostic]:
+    """UR225, at most one finding a route."""
+    policy = cells.table.policy
+    for name, routes in policy.tables.items():
+        world = cells.table.world(name)
+        for route in routes:
+            if isinstance(route.action.deliver, Lookup):
+                trail = next((end for end in _ends(cells, world, route) if end.loops), None)
+                if trail is not None:
+                    yield _loop(route, name, trail)
+
+
+def _ends(cells: Cells, world: World, route: Route) -> Iterator[Trail]:
+    """Where the connections that a route wins go."""
+    boxes = _boxes(cells.table.policy, world, route)
+    for stretch in address_stretches(route.region.destinations):
+        for first, last, leaf in leaves(world, *stretch):
+            if not any(candidate.rule is route for candidate in leaf.candidates):
+                continue
+            for cube in cubes_between(stretch.family, first, last):
+                for box in boxes:
+                    yield from cells.walker.follow(world, Trail(cube, box, Bearing()))
+    for where, example, _ in cells.name_classes(world, route.region.destinations):
+        for box in boxes:
+            yield from cells.walker.follow(world, Trail(where, box, Bearing(fixed=example)))
+
+
+def _boxes(policy: Policy, world: World, route: Route) -> list[Box]:
+    region = route.region
+    everybody = audience(policy, world.name)
+    return [part for box in everybody for part in box.within(region.ports, region.sources, region.listeners)]
+
+
+def _loop(route: Route, table: str, trail: Trail) -> Diagnostic:
+    port = trail.box.ports.first
+    way = [f"{bearing.of(trail.origin, port)} in table {name}" for name, _, bearing in trail.steps]
+    back = str(trail.now)
+    path = " -> ".join([*way[:6], *(["..."] if len(way) > 6 else []), back])
+    others = {id(step): step for _, step, _ in trail.steps if step is not route}
+    return diagnostic(
+        "UR225",
+        "lookup loop: a destination comes back to itself",
+        Label(route.node.action.span, "asks again about a destination that leads here again"),
+        *(Label(step.node.action.span, "by way of this") for step in list(others.values())[:2]),
+        remarks=(
+            Remark("for example", path),
+            Remark("help", "end one of these routes with `direct`, `via` or `deny` instead of `lookup`"),
+        ),
+    )
+
+
+# --- round a deny
+
+
+def find_detours(cells: Cells) -> Iterator[Diagnostic]:
+    """UR226, at most one finding a route."""
+    policy = cells.table.policy
+    for name, routes in policy.tables.items():
+        world = cells.table.world(name)
+        for route in routes:
+            deliver = route.action.deliver
+            moves = route.action.rewrite is not None and route.action.rewrite.move is not None
+            if moves and isinstance(deliver, Direct) and (finding := _detour(cells, world, route)):
+                yield finding
+
+
+def _detour(cells: Cells, world: World, route: Route) -> Diagnostic | None:
+    for end in _ends(cells, world, route):
+        if end.final is None or end.final.rule is not route or isinstance(end.bearing.fixed, str):
+            continue
+        if isinstance(end.origin, Cube) and cells.decide(world, end.origin.example, end.box).denied:
+            continue
+        image = end.image
+        for first, last, leaf in leaves(world, image.family, image.value, image.last):
+            for target in cubes_between(image.family, first, last):
+                met = image.meet(target)
+                if met is None:
+                    continue
+                for box, candidate in partition(leaf.candidates, end.box_now):
+                    rule = None if candidate is None else candidate.rule
+                    if (
+                        isinstance(rule, Route)
+                        and not rule.guard
+                        and isinstance(rule.action.deliver, Deny | Silent)
+                    ):
+                        return _round(route, rule, met, box, world.name)
+    return None
+
+
+def _round(route: Route, deny: Route, image: Cube, box: Box, table: str) -> Diagnostic:
+    reached = stretch_text(image.family, image.value, image.last) + ports_text((box.ports,))
+    same = deny.origin.file == route.origin.file
+    place = f"line {deny.origin.line}" if same else str(deny.origin)
+    return diagnostic(
+        "UR226",
+        f"this rewrite reaches {reached}, which {place} denies; use `then lookup {table}`",
+        Label(route.node.action.span, "not asked again after the rewrite"),
+        Label(deny.node.region.span, "denied to those who ask for it"),
+        remarks=(Remark("help", f"`then lookup {table}` asks the policy about the new destination"),),
+    )
+
+
+# --- back to ourselves
+
+
+def find_returns(cells: Cells) -> Iterator[Diagnostic]:
+    """UR224, at most one finding a route."""
+    policy = cells.table.policy
+    spoken: set[int] = set()
+    for listener in policy.listeners.values():
+        for own in _own_endpoints(listener):
+            for route in _routes_to(cells, own):
+                if id(route) not in spoken:
+                    spoken.add(id(route))
+                    yield _return(route, listener, own)
+
+
+_LOOPBACKS: tuple[Address, ...] = (parse_address("127.0.0.1"), parse_address("::1"))
+
+
+def _own_endpoints(listener: Listener) -> list[Endpoint]:
+    """Where a dial from our own namespace meets a listener."""
+    endpoint = listener.place.endpoint
+    if listener.place.kind is not PlaceKind.ADDRESS or endpoint is None or listener.netns is not None:
+        return []
+    if isinstance(endpoint.host, str):
+        return []
+    if any(endpoint.host):
+        return [endpoint]
+    # A wildcard address: the loopback addresses stand for all of ours; [::] takes IPv4 as well.
+    hosts = _LOOPBACKS[:1] if len(endpoint.host) == 4 else _LOOPBACKS
+    return [Endpoint(host, endpoint.port) for host in hosts]
+
+
+def _routes_to(cells: Cells, own: Endpoint) -> Iterator[Route]:
+    policy = cells.table.policy
+    assert isinstance(own.host, bytes)
+    proxies = {name for name, upstream in policy.upstreams.items() if upstream.endpoint == own}
+    for name, routes in policy.tables.items():
+        world = cells.table.world(name)
+        for route in routes:
+            deliver = route.action.deliver
+            if isinstance(deliver, Via) and deliver.upstream in proxies:
+                yield route
+            elif route.action.rewrite is not None and _dials(policy, route):
+                for end in _ends(cells, world, route):
+                    if end.final is not None and end.final.rule is route and _meets(cells, world, end, own):
+                        yield route
+                        break
+        here = Destinations(prefixes=(host_prefix(own.host),))
+        boxes = [
+            box._replace(ports=box.ports._replace(first=own.port, last=own.port))
+            for box in audience(policy, name)
+        ]
+        for cell in cells.of(name, here, boxes):
+            if cell.decision.destination is None and _dialled(policy, cell):
+                yield from (route for route in routes if route.origin == cell.decision.route)
+
+
+def _dials(policy: Policy, route: Route) -> bool:
+    deliver = route.action.deliver
+    return isinstance(deliver, Direct) or (isinstance(deliver, Via) and _is_direct(policy, deliver.upstream))
+
+
+def _is_direct(policy: Policy, name: str) -> bool:
+    upstream = policy.upstreams.get(name)
+    return upstream is not None and upstream.kind is UpstreamKind.DIRECT and "netns" not in upstream.options
+
+
+def _dialled(policy: Policy, cell: Cell) -> bool:
+    decision = cell.decision
+    if decision.outcome is Outcome.VIA:
+        return _is_direct(policy, decision.upstream or "")
+    return decision.outcome is Outcome.DIRECT
+
+
+def _meets(cells: Cells, world: World, end: Trail, own: Endpoint) -> bool:
+    """Whether connections of a trail arrive at `own` and are let through."""
+    ports = end.box_now.ports
+    if isinstance(end.bearing.fixed, str) or not ports.first <= own.port <= ports.last:
+        return False
+    assert isinstance(own.host, bytes)
+    part = end.within(cube_of(host_prefix(own.host)))
+    if part is None:
+        return False
+    if not isinstance(part.origin, Cube):
+        return True
+    port = own.port - end.bearing.shift if end.bearing.port is None else end.box.ports.first
+    box = end.box._replace(ports=end.box.ports._replace(first=port, last=port))
+    return not cells.decide(world, part.origin.example, box).denied
+
+
+def _return(route: Route, listener: Listener, own: Endpoint) -> Diagnostic:
+    assert isinstance(own.host, bytes)
+    return diagnostic(
+        "UR224",
+        f"this route leads back to our own listener {listener.name}",
+        Label(route.node.action.span, f"reaches {own}"),
+        Label(listener.node.span, f"listens there ({address_text(own.host)})"),
+        remarks=(Remark("help", f"forbid {address_text(own.host)} port {own.port}"),),
+    )
