@@ -1,0 +1,149 @@
+"""Reloading under load: nothing is lost, and each connection keeps the policy it was accepted under."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import urelay
+from tests.e2e import peers
+from tests.e2e.conftest import Serve
+from tests.e2e.rig import Namespace, Network
+
+pytestmark = pytest.mark.netns
+
+EVEN, ODD = "198.51.100.2", "198.51.100.3"
+HEAD = "listen lan = transparent [::]:1080\n"
+POLICIES = (
+    HEAD + f"match {EVEN} -> direct\nmatch {ODD} -> deny\n",
+    HEAD + f"match {EVEN} -> deny\nmatch {ODD} -> direct\n",
+)
+RELOADS = 20
+RATE_PER_S = 200
+
+
+@pytest.fixture
+def box(net: Network) -> Namespace:
+    """A namespace with both destinations."""
+    box = net.namespace("box")
+    box.address("lo", f"{EVEN}/32", f"{ODD}/32", "198.51.100.9/32")
+    return box
+
+
+def visit(box: Namespace, address: str) -> tuple[str, str]:
+    """One client: its own address and port, and what became of it (`direct`, `deny`, or `lost: …`)."""
+    try:
+        with box.connect(address, 1080) as sock:
+            source = "{}:{}".format(*sock.getsockname()[:2])
+            try:
+                sock.sendall(b"hello")
+                got = peers.read_exactly(sock, 5)
+            except (ConnectionResetError, BrokenPipeError):
+                got = b""
+            return source, "direct" if got == b"hello" else "deny"
+    except OSError as error:
+        return "nowhere", f"lost: {error}"
+
+
+def test_none_of_200_connections_a_second_is_lost_across_20_reloads(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path
+) -> None:
+    # The servers sit on their own port of the same addresses, so the policy moves the port too.
+    policies = [text.replace("-> direct", "-> rewrite port 7 then direct") for text in POLICIES]
+    stack.enter_context(peers.Server(box.listen("0.0.0.0", 7), peers.echo))
+    relay = serve(policies[0], box)
+    loaded = {}
+    for text in reversed(policies):
+        relay.policy.write_text(text)
+        policy = urelay.load(str(relay.policy))
+        loaded[policy.decide(EVEN, 1080, listener="lan").policy] = policy
+    assert len(loaded) == 2
+
+    stopping = threading.Event()
+    with ThreadPoolExecutor(32) as pool:
+
+        def load() -> list[tuple[str, str, str]]:
+            visits = []
+            began = time.monotonic()
+            while not stopping.is_set():
+                address = (EVEN, ODD)[len(visits) % 2]
+                visits.append((address, pool.submit(visit, box, address)))
+                # Paced, not synchronised: the next client is due at its own moment.
+                stopping.wait(max(0.0, began + len(visits) / RATE_PER_S - time.monotonic()))
+            return [(address, *future.result()) for address, future in visits]
+
+        began = time.monotonic()
+        clients = pool.submit(load)
+        try:
+            for number in range(1, RELOADS + 1):
+                relay.policy.write_text(policies[number % 2])
+                relay.reload()
+                # What is accepted after the relay said so is decided by the new policy.
+                expected = ("direct", "deny") if number % 2 == 0 else ("deny", "direct")
+                assert (visit(box, EVEN)[1], visit(box, ODD)[1]) == expected
+        finally:
+            stopping.set()
+        took_s = time.monotonic() - began
+        visits = clients.result()
+
+    assert len(visits) > 0.75 * RATE_PER_S * took_s, "the load was not what it should have been"
+    assert [what for _, _, what in visits if what not in ("direct", "deny")] == []
+    records = {record["source"]: record for record in relay.records(len(visits) + 2 * RELOADS)}
+    for address, source, outcome in visits:
+        record = records[source]
+        decision = loaded[record["policy"]].decide(
+            address, 1080, source=source.rpartition(":")[0], listener="lan"
+        )
+        assert record["outcome"] == outcome == decision.outcome.value, record
+    assert {record["policy"] for record in records.values()} == set(loaded)
+
+
+def test_an_invalid_policy_leaves_the_old_one_running_and_says_why(
+    box: Namespace, stack: ExitStack, serve: Serve
+) -> None:
+    stack.enter_context(peers.Server(box.listen("0.0.0.0", 7), peers.echo))
+    good = POLICIES[0].replace("-> direct", "-> rewrite port 7 then direct")
+    relay = serve(good, box)
+    before = relay.records(0)
+    assert before == []
+    relay.policy.write_text(good + "match @nobody -> direct\n")
+    relay.reload("UR101")
+    relay.wait_line("still")
+    assert visit(box, EVEN)[1] == "direct"
+    assert visit(box, ODD)[1] == "deny"
+    relay.policy.write_text(POLICIES[1].replace("-> direct", "-> rewrite port 7 then direct"))
+    relay.reload()
+    assert visit(box, EVEN)[1] == "deny"
+    first, _, third = relay.records(3)
+    assert first["policy"] != third["policy"]
+
+
+def test_a_reload_opens_new_listeners_closes_old_ones_and_keeps_the_rest(
+    box: Namespace, stack: ExitStack, serve: Serve
+) -> None:
+    stack.enter_context(peers.Server(box.listen("198.51.100.9", 7), peers.echo))
+    route = "match 198.51.100.9 port 7 -> direct\n"
+    relay = serve(f"listen a = socks 127.0.0.1:1\nlisten b = socks 127.0.0.1:2\n{route}", box)
+    with box.connect("127.0.0.1", 1) as kept, box.connect("127.0.0.1", 2) as orphan:
+        for sock in (kept, orphan):
+            assert peers.socks5(sock, peers.literal("198.51.100.9"), 7) == 0
+        relay.policy.write_text(f"listen a = socks 127.0.0.1:1\nlisten c = socks 127.0.0.1:3\n{route}")
+        relay.reload()
+        with pytest.raises(ConnectionRefusedError):
+            box.connect("127.0.0.1", 2)
+        with box.connect("127.0.0.1", 3) as fresh:
+            assert peers.socks5(fresh, peers.literal("198.51.100.9"), 7) == 0
+        for sock in (kept, orphan):
+            sock.sendall(b"still here")
+            assert peers.read_exactly(sock, 10) == b"still here"
+    # A listener that cannot be bound keeps the old policy, with the reason.
+    with box.listen("127.0.0.1", 4):
+        relay.policy.write_text(f"listen a = socks 127.0.0.1:1\nlisten d = socks 127.0.0.1:4\n{route}")
+        relay.reload("127.0.0.1:4")
+    with box.connect("127.0.0.1", 3) as sock:
+        assert peers.socks5(sock, peers.literal("198.51.100.9"), 7) == 0
