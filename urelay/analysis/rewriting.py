@@ -16,7 +16,7 @@ from dataclasses import replace
 from urelay.analysis.boxes import Box, audience, partition
 from urelay.analysis.cells import Cell, Cells, address_stretches
 from urelay.analysis.cubes import Cube, cube_of, cubes_between
-from urelay.analysis.phrases import ports_text, stretch_text
+from urelay.analysis.phrases import listing, merged, ports_text, stretch_text
 from urelay.analysis.walk import Bearing, Trail, Walker, leaves
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.net.address import Address, Endpoint, address_text, host_prefix, parse_address
@@ -142,25 +142,35 @@ def find_detours(cells: Cells) -> Iterator[Diagnostic]:
 
 
 def _detour(cells: Cells, world: World, route: Route) -> Diagnostic | None:
+    deny: Route | None = None
+    reached: list[Cube] = []
+    ports: list[PortRange] = []
     for end in _ends(cells, world, route):
         if end.final is None or end.final.rule is not route or isinstance(end.bearing.fixed, str):
             continue
-        image = end.image
-        for first, last, leaf in leaves(world, image.family, image.value, image.last):
-            if not any(_denies(candidate.rule) for candidate in leaf.candidates):
+        for rule, part, image in _denied_images(cells, world, end):
+            if deny is None or deny is rule:
+                deny = rule
+                reached.append(image)
+                ports.append(part.box_now.ports)
+    return None if deny is None else _round(route, deny, reached, ports, world.name)
+
+
+def _denied_images(cells: Cells, world: World, end: Trail) -> Iterator[tuple[Route, Trail, Cube]]:
+    """The parts of a trail that arrive, after a rewrite, where the table denies."""
+    image = end.image
+    for first, last, leaf in leaves(world, image.family, image.value, image.last):
+        if not any(_denies(candidate.rule) for candidate in leaf.candidates):
+            continue
+        for target in cubes_between(image.family, first, last):
+            met = image.meet(target)
+            part = end.within(met) if met is not None else None
+            if met is None or part is None:
                 continue
-            for target in cubes_between(image.family, first, last):
-                met = image.meet(target)
-                if met is None:
-                    continue
-                for box, candidate in partition(leaf.candidates, end.box_now):
-                    rule = None if candidate is None else candidate.rule
-                    part = end.within(met)
-                    if not isinstance(rule, Route) or not _denies(rule) or part is None:
-                        continue
-                    if not _denied(cells, world, part.boxed(box)):
-                        return _round(route, rule, met, box, world.name)
-    return None
+            for box, candidate in partition(leaf.candidates, part.box_now):
+                rule = None if candidate is None else candidate.rule
+                if isinstance(rule, Route) and _denies(rule) and not _denied(cells, world, part.boxed(box)):
+                    yield rule, part.boxed(box), met
 
 
 def _denies(rule: Route | Wall) -> bool:
@@ -175,8 +185,10 @@ def _denied(cells: Cells, world: World, trail: Trail) -> bool:
     return cells.decide(world, trail.origin.example, trail.box).denied
 
 
-def _round(route: Route, deny: Route, image: Cube, box: Box, table: str) -> Diagnostic:
-    reached = stretch_text(image.family, image.value, image.last) + ports_text((box.ports,))
+def _round(route: Route, deny: Route, images: list[Cube], ports: list[PortRange], table: str) -> Diagnostic:
+    family = images[0].family
+    spans = merged((image.value, image.last) for image in images if image.family == family)
+    reached = listing([stretch_text(family, first, last) for first, last in spans], 3) + ports_text(ports)
     same = deny.origin.file == route.origin.file
     place = f"line {deny.origin.line}" if same else str(deny.origin)
     return diagnostic(
@@ -245,7 +257,7 @@ def _routes_to(cells: Cells, own: Endpoint) -> Iterator[Route]:
                 yield from (route for route in routes if route.origin == cell.decision.route)
 
 
-def _may_reach(route: Route, host: Address) -> bool:
+def _may_reach(route: Route, host: object) -> bool:
     """Whether a route's rewrite may lead to an address, as far as the block it names tells."""
     rewrite = route.action.rewrite
     if rewrite is None or isinstance(rewrite.move, ToName):
@@ -254,7 +266,7 @@ def _may_reach(route: Route, host: Address) -> bool:
         where = route.region.destinations
         return where is None or any(host in prefix for prefix in where.prefixes)
     if isinstance(rewrite.move, FromNat64):
-        return len(host) == 4
+        return isinstance(host, bytes) and len(host) == 4
     return host in rewrite.move.prefix
 
 
