@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.policy.policies import sound
+from urelay import analysis
 from urelay.lang.codes import CODES
+from urelay.lang.diagnostics import Severity
 from urelay.net.address import Prefix
 from urelay.net.nat64 import EMBEDDINGS
-from urelay.policy import unserved
+from urelay.policy import allow, unserved
 from urelay.policy.check import check_file
 from urelay.policy.words import read_prefix
+from urelay.table.compile import compile_policy
 
 RULES = Path(__file__).parent.parent.parent / "rules"
 SHIPPED = sorted(RULES.glob("*.urr"))
@@ -23,6 +26,15 @@ def test_it_checks(path: Path) -> None:
     found = check_file(str(path))
     assert found.policy is not None
     assert [one.message for one in found.diagnostics] == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_its_expectations_are_proved_and_every_warning_is_answered(path: Path) -> None:
+    found = check_file(str(path))
+    assert found.policy is not None
+    decided = analysis.check(compile_policy(found.policy))
+    kept = allow.apply([*found.diagnostics, *decided], found.documents)
+    assert [one.message for one in kept if one.severity is not Severity.NOTE] == []
 
 
 @pytest.mark.parametrize("name", ["quickstart", "tunnel", "clat", "plat"])

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from urelay.analysis.boxes import Box, partition
+from urelay.analysis.boxes import Box
 from urelay.analysis.cubes import ISATAP, Cube, cube_of, cubes_between
 from urelay.analysis.phrases import merged
 from urelay.analysis.walk import MAPPED, Bearing, NameClass, Trail, Walker, leaves, remainder
@@ -24,7 +24,7 @@ from urelay.net.address import Host, address_of, host_prefix
 from urelay.policy.model import Destinations, NameKind, NamePattern, Route
 from urelay.table.decision import Decision
 from urelay.table.evaluate import Table
-from urelay.table.leaf import Candidate, Leaf, dials
+from urelay.table.leaf import Leaf, dials
 from urelay.table.world import World
 
 
@@ -71,7 +71,6 @@ class Cells:
     def __init__(self, table: Table) -> None:
         self.table = table
         self.walker = Walker(table)
-        self._partitions: dict[tuple[int, Box], list[tuple[Box, Candidate | None]]] = {}
         self._entries: dict[str, dict[NamePattern, Leaf]] = {}
 
     def of(self, table: str, destinations: Destinations | None, boxes: Iterable[Box]) -> Iterator[Cell]:
@@ -103,14 +102,6 @@ class Cells:
             for where, example, leaf in names:
                 yield from self._of_names(world, where, example, leaf, box)
 
-    def partition(self, leaf: Leaf, box: Box) -> list[tuple[Box, Candidate | None]]:
-        """`box` cut by the winners of a leaf."""
-        key = id(leaf), box
-        known = self._partitions.get(key)
-        if known is None:
-            known = self._partitions[key] = partition(leaf.candidates, box)
-        return known
-
     def name_classes(
         self, world: World, destinations: Destinations | None
     ) -> Iterator[tuple[NameClass, str, Leaf]]:
@@ -140,7 +131,7 @@ class Cells:
     def _of_stretch(self, world: World, stretch: Stretch, box: Box) -> Iterator[Cell]:
         for first, last, leaf in leaves(world, *stretch):
             here = Stretch(stretch.family, first, last)
-            for part, candidate in self.partition(leaf, box):
+            for part, candidate in self.walker.partition(leaf, box):
                 decision = world.default if candidate is None else candidate.decision
                 if decision is None:
                     for cube in cubes_between(*here):
@@ -187,7 +178,7 @@ class Cells:
     # --- names
 
     def _of_names(self, world: World, where: NameClass, example: str, leaf: Leaf, box: Box) -> Iterator[Cell]:
-        for part, candidate in self.partition(leaf, box):
+        for part, candidate in self.walker.partition(leaf, box):
             decision = world.default if candidate is None else candidate.decision
             if decision is not None:
                 yield Cell(where, part, decision, example, Bearing())

@@ -99,7 +99,7 @@ def _piercing(
         if leaf.sole is not None and not _lets_through(leaf.sole, deny):
             continue
         for box in boxes:
-            for part, candidate in cells.partition(leaf, box):
+            for part, candidate in cells.walker.partition(leaf, box):
                 if candidate is None or id(candidate.rule) in found or not _lets_through(candidate, deny):
                     continue
                 if not _longer(leaf, candidate, deny):

@@ -62,7 +62,7 @@ def _winning(cells: Cells, world: World, boxes: list[Box]) -> set[int]:
             won.add(id(leaf.sole.rule))
             continue
         for box in boxes:
-            won.update(id(candidate.rule) for _, candidate in cells.partition(leaf, box) if candidate)
+            won.update(id(candidate.rule) for _, candidate in cells.walker.partition(leaf, box) if candidate)
     return won
 
 
@@ -79,7 +79,7 @@ def _unreachable(cells: Cells, world: World, boxes: list[Box], route: Route) -> 
     winners: dict[int, Route | Wall] = {}
     for leaf in _leaves_of(cells, world, route):
         for box in mine:
-            for _, candidate in cells.partition(leaf, box):
+            for _, candidate in cells.walker.partition(leaf, box):
                 if candidate is not None:
                     winners[id(candidate.rule)] = candidate.rule
     rules = sorted(winners.values(), key=lambda rule: (rule.origin.file, rule.origin.line))

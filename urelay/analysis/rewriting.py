@@ -11,27 +11,32 @@ missed between two examples.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from urelay.analysis.boxes import Box, audience, partition
 from urelay.analysis.cells import Cell, Cells, address_stretches
 from urelay.analysis.cubes import Cube, cube_of, cubes_between
-from urelay.analysis.phrases import ports_text, stretch_text
-from urelay.analysis.walk import Bearing, Trail, leaves
+from urelay.analysis.phrases import listing, merged, ports_text, stretch_text
+from urelay.analysis.walk import Bearing, Trail, Walker, leaves
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.net.address import Address, Endpoint, address_text, host_prefix, parse_address
 from urelay.policy.model import (
     Deny,
     Destinations,
     Direct,
+    FromNat64,
     Listener,
     Lookup,
     Outcome,
     PlaceKind,
     Policy,
+    PortRange,
     Route,
     Silent,
+    ToName,
     UpstreamKind,
     Via,
+    Wall,
 )
 from urelay.table.world import World
 
@@ -39,28 +44,62 @@ from urelay.table.world import World
 def find_loops(cells: Cells) -> Iterator[Diagnostic]:
     """UR225, at most one finding a route."""
     policy = cells.table.policy
-    for name, routes in policy.tables.items():
-        world = cells.table.world(name)
-        for route in routes:
-            if isinstance(route.action.deliver, Lookup):
-                trail = next((end for end in _ends(cells, world, route) if end.loops), None)
-                if trail is not None:
-                    yield _loop(route, name, trail)
+    for route in _may_return([route for routes in policy.tables.values() for route in routes]):
+        world = cells.table.world(route.table)
+        trail = next((end for end in _ends(cells, world, route) if end.loops), None)
+        if trail is not None:
+            yield _loop(route, trail)
+
+
+def _may_return(routes: list[Route]) -> list[Route]:
+    """The routes that `lookup` could lead back to, as far as tables and families of hosts tell.
+
+    Most policies have none, and need no walk to know it.
+    """
+    asking = [route for route in routes if isinstance(route.action.deliver, Lookup)]
+    behind = {id(one): [other for other in asking if _may_follow(one, other)] for one in asking}
+    found = []
+    for start in asking:
+        reached: dict[int, Route] = {}
+        left = list(behind[id(start)])
+        while left:
+            route = left.pop()
+            if id(route) not in reached:
+                reached[id(route)] = route
+                left += behind[id(route)]
+        if id(start) in reached:
+            found.append(start)
+    return found
+
+
+def _may_follow(one: Route, other: Route) -> bool:
+    """Whether what `one` rewrites may be a destination that `other` matches."""
+    deliver, rewrite, where = one.action.deliver, one.action.rewrite, other.region.destinations
+    if not isinstance(deliver, Lookup) or deliver.table != other.table:
+        return False
+    move = rewrite.move if rewrite is not None else None
+    if where is None or move is None:
+        return True
+    if isinstance(move, ToName):
+        return bool(where.names)
+    family = 4 if isinstance(move, FromNat64) else move.prefix.family
+    return any(prefix.family == family for prefix in where.prefixes)
 
 
 def _ends(cells: Cells, world: World, route: Route) -> Iterator[Trail]:
     """Where the connections that a route wins go."""
     boxes = _boxes(cells.table.policy, world, route)
+    walker = Walker(cells.table, final_check=False)
     for stretch in address_stretches(route.region.destinations):
         for first, last, leaf in leaves(world, *stretch):
             if not any(candidate.rule is route for candidate in leaf.candidates):
                 continue
             for cube in cubes_between(stretch.family, first, last):
                 for box in boxes:
-                    yield from cells.walker.follow(world, Trail(cube, box, Bearing()))
+                    yield from walker.follow(world, Trail(cube, box, Bearing()))
     for where, example, _ in cells.name_classes(world, route.region.destinations):
         for box in boxes:
-            yield from cells.walker.follow(world, Trail(where, box, Bearing(fixed=example)))
+            yield from walker.follow(world, Trail(where, box, Bearing(fixed=example)))
 
 
 def _boxes(policy: Policy, world: World, route: Route) -> list[Box]:
@@ -69,9 +108,9 @@ def _boxes(policy: Policy, world: World, route: Route) -> list[Box]:
     return [part for box in everybody for part in box.within(region.ports, region.sources, region.listeners)]
 
 
-def _loop(route: Route, table: str, trail: Trail) -> Diagnostic:
+def _loop(route: Route, trail: Trail) -> Diagnostic:
     port = trail.box.ports.first
-    way = [f"{bearing.of(trail.origin, port)} in table {name}" for name, _, bearing in trail.steps]
+    way = [f"{bearing.of(trail.example, port)} in table {name}" for name, _, bearing in trail.steps]
     back = str(trail.now)
     path = " -> ".join([*way[:6], *(["..."] if len(way) > 6 else []), back])
     others = {id(step): step for _, step, _ in trail.steps if step is not route}
@@ -103,30 +142,53 @@ def find_detours(cells: Cells) -> Iterator[Diagnostic]:
 
 
 def _detour(cells: Cells, world: World, route: Route) -> Diagnostic | None:
+    deny: Route | None = None
+    reached: list[Cube] = []
+    ports: list[PortRange] = []
     for end in _ends(cells, world, route):
         if end.final is None or end.final.rule is not route or isinstance(end.bearing.fixed, str):
             continue
-        if isinstance(end.origin, Cube) and cells.decide(world, end.origin.example, end.box).denied:
+        for rule, part, image in _denied_images(cells, world, end):
+            if deny is None or deny is rule:
+                deny = rule
+                reached.append(image)
+                ports.append(part.box_now.ports)
+    return None if deny is None else _round(route, deny, reached, ports, world.name)
+
+
+def _denied_images(cells: Cells, world: World, end: Trail) -> Iterator[tuple[Route, Trail, Cube]]:
+    """The parts of a trail that arrive, after a rewrite, where the table denies."""
+    image = end.image
+    for first, last, leaf in leaves(world, image.family, image.value, image.last):
+        if not any(_denies(candidate.rule) for candidate in leaf.candidates):
             continue
-        image = end.image
-        for first, last, leaf in leaves(world, image.family, image.value, image.last):
-            for target in cubes_between(image.family, first, last):
-                met = image.meet(target)
-                if met is None:
-                    continue
-                for box, candidate in partition(leaf.candidates, end.box_now):
-                    rule = None if candidate is None else candidate.rule
-                    if (
-                        isinstance(rule, Route)
-                        and not rule.guard
-                        and isinstance(rule.action.deliver, Deny | Silent)
-                    ):
-                        return _round(route, rule, met, box, world.name)
-    return None
+        for target in cubes_between(image.family, first, last):
+            met = image.meet(target)
+            part = end.within(met) if met is not None else None
+            if met is None or part is None:
+                continue
+            for box, candidate in partition(leaf.candidates, part.box_now):
+                rule = None if candidate is None else candidate.rule
+                if isinstance(rule, Route) and _denies(rule) and not _denied(cells, world, part.boxed(box)):
+                    yield rule, part.boxed(box), met
 
 
-def _round(route: Route, deny: Route, image: Cube, box: Box, table: str) -> Diagnostic:
-    reached = stretch_text(image.family, image.value, image.last) + ports_text((box.ports,))
+def _denies(rule: Route | Wall) -> bool:
+    """Whether a rule is a deny the policy's writer wrote."""
+    return isinstance(rule, Route) and not rule.guard and isinstance(rule.action.deliver, Deny | Silent)
+
+
+def _denied(cells: Cells, world: World, trail: Trail) -> bool:
+    """Whether the final check refuses the example of a trail all the same."""
+    if not isinstance(trail.origin, Cube):
+        return False
+    return cells.decide(world, trail.origin.example, trail.box).denied
+
+
+def _round(route: Route, deny: Route, images: list[Cube], ports: list[PortRange], table: str) -> Diagnostic:
+    family = images[0].family
+    spans = merged((image.value, image.last) for image in images if image.family == family)
+    reached = listing([stretch_text(family, first, last) for first, last in spans], 3) + ports_text(ports)
     same = deny.origin.file == route.origin.file
     place = f"line {deny.origin.line}" if same else str(deny.origin)
     return diagnostic(
@@ -180,7 +242,7 @@ def _routes_to(cells: Cells, own: Endpoint) -> Iterator[Route]:
             deliver = route.action.deliver
             if isinstance(deliver, Via) and deliver.upstream in proxies:
                 yield route
-            elif route.action.rewrite is not None and _dials(policy, route):
+            elif _dials(policy, route) and _may_reach(route, own.host):
                 for end in _ends(cells, world, route):
                     if end.final is not None and end.final.rule is route and _meets(cells, world, end, own):
                         yield route
@@ -193,6 +255,19 @@ def _routes_to(cells: Cells, own: Endpoint) -> Iterator[Route]:
         for cell in cells.of(name, here, boxes):
             if cell.decision.destination is None and _dialled(policy, cell):
                 yield from (route for route in routes if route.origin == cell.decision.route)
+
+
+def _may_reach(route: Route, host: object) -> bool:
+    """Whether a route's rewrite may lead to an address, as far as the block it names tells."""
+    rewrite = route.action.rewrite
+    if rewrite is None or isinstance(rewrite.move, ToName):
+        return False
+    if rewrite.move is None:
+        where = route.region.destinations
+        return where is None or any(host in prefix for prefix in where.prefixes)
+    if isinstance(rewrite.move, FromNat64):
+        return isinstance(host, bytes) and len(host) == 4
+    return host in rewrite.move.prefix
 
 
 def _dials(policy: Policy, route: Route) -> bool:
@@ -221,11 +296,8 @@ def _meets(cells: Cells, world: World, end: Trail, own: Endpoint) -> bool:
     part = end.within(cube_of(host_prefix(own.host)))
     if part is None:
         return False
-    if not isinstance(part.origin, Cube):
-        return True
-    port = own.port - end.bearing.shift if end.bearing.port is None else end.box.ports.first
-    box = end.box._replace(ports=end.box.ports._replace(first=port, last=port))
-    return not cells.decide(world, part.origin.example, box).denied
+    port = end.box.ports.first if end.bearing.port is not None else own.port - end.bearing.shift
+    return not _denied(cells, world, replace(part, box=end.box._replace(ports=PortRange(port, port))))
 
 
 def _return(route: Route, listener: Listener, own: Endpoint) -> Diagnostic:

@@ -15,6 +15,7 @@ urelay.table.evaluate step by step, and a test compares every address of small u
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -66,7 +67,6 @@ NameClass: TypeAlias = NamePattern | None
 MAPPED = Cube(6, 0xFFFF << 32, 0xFFFF_FFFF)
 """::ffff:0:0/96: never a destination, since it becomes its IPv4 address on arrival."""
 
-_SPECIAL = tuple(cube_of(block) for block, _ in nat64.SPECIAL_IPV4)
 # Inside 192.0.0.0/24, and yet globally reachable (RFC 7723, RFC 8155).
 _GLOBAL = tuple(Cube(4, 0xC000_0000 + last, 0) for last in (9, 10))
 
@@ -111,12 +111,24 @@ class Trail:
     refused: bool = False
     """At the end: a reading of its addresses leads to a wall or the guard"""
     less: tuple[Cube, ...] = ()
-    """At the end: the addresses of `origin` that the final check treats apart, each in its own trail"""
+    """Addresses of `origin` that are refused on the way, each in a trail of its own"""
 
     @property
     def now(self) -> Endpoint:
         """Where the example of this trail (its lowest address and port) goes now."""
-        return self.bearing.of(self.origin, self.box.ports.first)
+        return self.bearing.of(self.example, self.box.ports.first)
+
+    @property
+    def example(self) -> Cube | NameClass:
+        """The origin, or a part of it without those refused on the way."""
+        if not self.less or not isinstance(self.origin, Cube):
+            return self.origin
+        return remainder(self.origin, self.less) or self.origin
+
+    @property
+    def empty(self) -> bool:
+        """Whether all of the origin was refused on the way."""
+        return bool(self.less) and isinstance(self.origin, Cube) and not remainder(self.origin, self.less)
 
     @property
     def image(self) -> Cube:
@@ -155,7 +167,7 @@ class Trail:
         back = origin_through(self.bearing.maps, back)
         assert isinstance(self.origin, Cube)
         part = self.origin.meet(back) if back is not None else None
-        return replace(self, origin=part) if part is not None else None
+        return self.cut(part) if part is not None else None
 
     def outside(self, target: Cube) -> Iterator[Trail]:
         """The parts whose address now does not lie in `target`."""
@@ -166,7 +178,14 @@ class Trail:
         assert isinstance(self.origin, Cube)
         back = origin_through(self.bearing.maps, target)
         for part in self.origin.without(back) if back is not None else (self.origin,):
-            yield replace(self, origin=part)
+            yield self.cut(part)
+
+    def cut(self, origin: Cube) -> Trail:
+        """The part with these origins."""
+        if origin == self.origin:
+            return self
+        less = tuple(cube for cube in self.less if cube.meet(origin)) if self.less else ()
+        return replace(self, origin=origin, less=less)
 
     def mapped(self, step: BitMap) -> Trail:
         """The same connections with another address."""
@@ -179,11 +198,24 @@ class Trail:
 class Walker:
     """Follows trails through the worlds of one table."""
 
-    def __init__(self, table: Table) -> None:
-        """A walker remembers what it learns of the table, so use one for many questions."""
+    def __init__(self, table: Table, *, final_check: bool = True) -> None:
+        """A walker remembers what it learns of the table, so use one for many questions.
+
+        Without the final check trails end where somebody would dial, cut no further.
+        """
         self.table = table
+        self._final_check = final_check
+        self._partitions: dict[tuple[int, Box], list[tuple[Box, Candidate | None]]] = {}
         self._cubes: dict[tuple[int, int, Box], list[Cube]] = {}
         self._cuts: dict[tuple[int, tuple[int, ...], Box], list[Box]] = {}
+
+    def partition(self, leaf: Leaf, box: Box) -> list[tuple[Box, Candidate | None]]:
+        """`box` cut by the winners of a leaf."""
+        key = id(leaf), box
+        known = self._partitions.get(key)
+        if known is None:
+            known = self._partitions[key] = partition(leaf.candidates, box)
+        return known
 
     def checked(self, world: World, cube: Cube, box: Box) -> Iterator[Trail]:
         """The ends of an address that is dialled as it is: only the final check is left."""
@@ -207,7 +239,7 @@ class Walker:
                     yield from self._at(world, leaf, met)
 
     def _at(self, world: World, leaf: Leaf, trail: Trail) -> Iterator[Trail]:
-        for box, candidate in partition(leaf.candidates, trail.box_now):
+        for box, candidate in self.partition(leaf, trail.box_now):
             part = replace(trail.boxed(box), final=candidate)
             route = None if candidate is None else candidate.rule
             if (
@@ -216,6 +248,8 @@ class Walker:
                 or isinstance(route.action.deliver, Deny | Silent)
             ):
                 yield part
+            elif part.empty:
+                continue
             elif _been(part, world):
                 yield replace(part, loops=True)
             else:
@@ -233,7 +267,7 @@ class Walker:
                 yield part
             elif isinstance(deliver, Lookup):
                 yield from self.follow(self.table.world(deliver.table), part)
-            elif isinstance(deliver, Unix) or isinstance(part.bearing.fixed, str):
+            elif isinstance(deliver, Unix) or isinstance(part.bearing.fixed, str) or not self._final_check:
                 yield part
             else:
                 yield from self._check(world, part)
@@ -253,13 +287,13 @@ class Walker:
 
     def _carved(self, world: World, trail: Trail, readings: Sequence[_Reading]) -> Iterator[Trail]:
         """`trail`, in a box that nothing cuts any more, by what is refused of each reading."""
-        less: list[Cube] = []
+        less = list(trail.less)
         for domain, step, spared in readings:
             part = trail.within(domain) if step is not None else trail
             if part is None:
                 continue
-            family = part.image.family if step is None else 4
-            for refused in self._refused(world, family, trail.box_now):
+            image = part.image if step is None else step.image(part.image)
+            for refused in self._refused(world, image, trail.box_now):
                 for cube in _without(refused, spared):
                     found = part.within(cube, () if step is None else (step,))
                     if found is None:
@@ -290,13 +324,15 @@ class Walker:
             self._cuts[key] = known
         return known
 
-    def _refused(self, world: World, family: int, box: Box) -> list[Cube]:
-        """What walls and the guard may refuse in a box of `_boxes`, each cube by one rule."""
-        key = id(world), family, box
+    def _refused(self, world: World, image: Cube, box: Box) -> list[Cube]:
+        """What walls and the guard may refuse in a box of `_boxes`: one rule a cube, near `image`."""
+        key = id(world), image.family, box
         known = self._cubes.get(key)
         if known is None:
-            known = self._cubes[key] = list(_refused(world, family, box))
-        return known
+            known = self._cubes[key] = list(_refused(world, image.family, box))
+        low = bisect_left(known, image.value, key=lambda cube: cube.last)
+        high = bisect_right(known, image.last, key=lambda cube: cube.value)
+        return known[low:high]
 
     @cached_property
     def _readings(self) -> tuple[_Reading, ...]:
@@ -343,6 +379,9 @@ def _without(cube: Cube, others: Sequence[Cube]) -> Iterator[Cube]:
         return
     for part in cube.without(others[0]):
         yield from _without(part, others[1:])
+
+
+_SPECIAL = tuple(part for block, _ in nat64.SPECIAL_IPV4 for part in _without(cube_of(block), _GLOBAL))
 
 
 def remainder(cube: Cube, less: Sequence[Cube]) -> Cube | None:
@@ -393,7 +432,7 @@ def _been(trail: Trail, world: World) -> bool:
         return True
     port = trail.box.ports.first
     now = world.name, trail.now
-    return any((name, bearing.of(trail.origin, port)) == now for name, _, bearing in trail.steps)
+    return any((name, bearing.of(trail.example, port)) == now for name, _, bearing in trail.steps)
 
 
 def _rewritten(rewrite: Rewrite, candidate: Candidate, trail: Trail) -> Iterator[tuple[Trail, bool]]:
@@ -460,18 +499,18 @@ def _extracted(move: FromNat64, trail: Trail) -> Iterator[tuple[Trail, bool]]:
 
 
 def _carried(prefix: Prefix, trail: Trail) -> Iterator[tuple[Trail, bool]]:
-    """An IPv4 trail cut by whether `prefix` may carry its addresses (RFC 6052, 3.1)."""
+    """An IPv4 trail, and apart from it what `prefix` must not carry of it (RFC 6052, 3.1)."""
     if prefix != nat64.WELL_KNOWN:
         yield trail, True
         return
-    parts = [trail]
-    for block in (*_GLOBAL, *_SPECIAL):
-        left: list[Trail] = []
-        for part in parts:
-            inside = part.within(block)
-            if inside is not None:
-                yield inside, block in _GLOBAL
-            left.extend(part.outside(block) if inside is not None else (part,))
-        parts = left
-    for part in parts:
-        yield part, True
+    less = list(trail.less)
+    for block in _SPECIAL:
+        refused = trail.within(block)
+        if refused is None:
+            continue
+        yield refused, False
+        if refused.bearing.fixed is not None:
+            return
+        assert isinstance(refused.origin, Cube)
+        less.append(refused.origin)
+    yield replace(trail, less=tuple(less)), True

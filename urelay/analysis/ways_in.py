@@ -164,7 +164,7 @@ def _free_source(policy: Policy, route: Route, listeners: Sequence[str]) -> Diag
     word = "listener" if len(listeners) == 1 else "listeners"
     return diagnostic(
         "UR222",
-        f"`from` proves nothing on {word} {listing(listeners)}: clients there choose their own source address",
+        f"`from` proves nothing on {word} {listing(listeners)}: clients there choose their source address",
         Label(clauses[0] if clauses else route.node.region.span, "any client there can say this"),
         *labels,
         remarks=(Remark("help", "tell clients apart by listener: one namespace and one `listen` for each"),),
@@ -175,7 +175,7 @@ def _free_table(listener: Listener, sources: Sequence[Prefix]) -> Diagnostic:
     chosen = listing([prefix_text(source) for source in sources])
     return diagnostic(
         "UR222",
-        f"`table … from {chosen}` proves nothing: clients of {listener.name} choose their own source address",
+        f"`table … from {chosen}` proves nothing: clients of {listener.name} choose their source address",
         Label(listener.node.span, "here every address is local"),
         remarks=(Remark("help", "tell clients apart by listener: one namespace and one `listen` for each"),),
     )

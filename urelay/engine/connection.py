@@ -99,7 +99,7 @@ class Connection:
         self._attempt: _Attempt | None = None
         self._task: asyncio.Task[None] | None = None
         self._flow: Flow | None = None
-        self._dialed: Endpoint | str | None = None
+        self._dialed: str | None = None
         self._tries: tuple[str, ...] = ()
 
     def begin(self) -> None:
@@ -285,7 +285,7 @@ class Connection:
         attempt = self._attempt
         assert attempt is not None
         self._attempt = None
-        self._dialed = attempt.target
+        self._dialed = str(attempt.target)
         upstream = attempt.sock
         if attempt.target.port >= self._relay.first_ephemeral_port and attempt.met_itself():
             self._relay.poller.retire(upstream)

@@ -46,8 +46,8 @@ class Record(NamedTuple):
     """Who logged in to the listener"""
     decision: Decision | None
     """The last word of the policy; None when it was never asked"""
-    far_end: Endpoint | str | None
-    """What answered: an address, a unix path, or None"""
+    dialed: str | None
+    """What answered: `10.0.0.1:80`, a unix path, or None"""
     tries: tuple[str, ...]
     """Everything that was dialled, in order, where more than one thing was"""
     bytes_up: int
@@ -61,11 +61,6 @@ class Record(NamedTuple):
     def policy(self) -> str | None:
         """The digest of the policy that decided."""
         return None if self.decision is None else self.decision.policy
-
-    @property
-    def dialed(self) -> str | None:
-        """What answered, as text."""
-        return None if self.far_end is None else str(self.far_end)
 
     @property
     def source(self) -> str | None:
