@@ -53,13 +53,17 @@ def judge(path: str, *, cover: bool = False) -> Verdict:
 
     `cover` also notes the routes that no expectation touches (UR303).
     """
+    from urelay import analysis
     from urelay.policy import allow, check
     from urelay.table.compile import compile_policy
 
     checked = check.check_file(path)
-    table = None if checked.policy is None else compile_policy(checked.policy)
-    found = tuple(allow.apply(checked.diagnostics, checked.documents))
-    return Verdict(path, checked.policy, table, found)
+    found = list(checked.diagnostics)
+    table = None
+    if checked.policy is not None:
+        table = compile_policy(checked.policy)
+        found += analysis.check(table, cover=cover)
+    return Verdict(path, checked.policy, table, tuple(allow.apply(found, checked.documents)))
 
 
 def status(diagnostics: Iterable[Diagnostic]) -> int:
