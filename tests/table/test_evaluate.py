@@ -134,8 +134,8 @@ def _tables() -> Table:
                 listener("lan"),
                 listener(
                     "box",
-                    TableChoice("guests", prefix("10.9.0.0/16")),
                     TableChoice("lab", prefix("10.0.0.0/8")),
+                    TableChoice("guests", prefix("10.9.0.0/16")),
                 ),
                 listener("all", TableChoice("guests"), TableChoice("lab", prefix("10.0.0.0/8"))),
             ],
@@ -227,5 +227,5 @@ def test_our_own_listeners_are_guarded() -> None:
     decision = decide(table, "198.51.100.1:1080")
     assert decision.denied
     assert decision.route == listeners[0].origin
-    for free in ("198.51.100.1:1081", "198.51.100.1:3128", "8.8.8.8:2525"):
+    for free in ("198.51.100.1:1081", "198.51.100.1:3128", "8.8.8.8:2525", "0.0.0.0:2525"):
         assert line(decide(table, free)) == "direct 7"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import LISTENERS, policy, ports, prefix, region, route
-from urelay.net.address import Prefix
+from urelay.net.address import Prefix, address_of
 from urelay.policy.model import ALL_PORTS, Direct, PortRange
 from urelay.table.compile import compile_policy
 from urelay.table.leaf import Candidate, Layer, Leaf
@@ -61,6 +65,29 @@ def test_the_winner_is_the_first_that_matches_in_order_of_precedence(
     winner = Leaf((), (Layer(found),), False).find(port, source, listener)
     assert (winner and winner.order) == (expected and expected.order)
     assert winner is expected
+
+
+@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=str)
+def test_many_sources_are_found_as_by_a_scan(families: tuple[int, ...]) -> None:
+    chance = random.Random(len(families))
+    found = []
+    for number in range(2000):
+        bits = 32 if chance.choice(families) == 4 else 128
+        length = chance.randrange(8, 25)
+        source = Prefix(
+            4 if bits == 32 else 6, chance.getrandbits(bits) >> (bits - length) << (bits - length), length
+        )
+        candidate = _candidate(on=chance.choice(("", "lan")), port=chance.choice(("", "80", "80-89")))
+        found.append(replace(candidate, source=None if number % 500 == 0 else source))
+    unequal = list({(*candidate.order, candidate.source): candidate for candidate in found}.values())
+    leaf = Leaf((), (Layer(unequal),), False)
+    ordered = sorted(unequal, key=lambda candidate: candidate.order)
+    for _ in range(500):
+        near = chance.choice(unequal).source
+        asked = None if near is None else address_of(near.family, chance.choice((near.first, near.last)))
+        port, listener = chance.choice((80, 85, 90)), chance.choice((None, "lan"))
+        expected = next((c for c in ordered if _matches(c, port, asked, listener)), None)
+        assert leaf.find(port, asked, listener) is expected
 
 
 def test_fewer_ports_come_before_a_longer_source_before_a_named_listener() -> None:

@@ -212,6 +212,14 @@ def test_deny_wins_for_the_name_and_for_what_it_resolves_to(rules: str, walls: b
     assert not settle(table, "www.other.example:80", "8.8.8.8").denied
 
 
+def test_a_connection_is_resolved_once() -> None:
+    """An answer that would be rewritten to yet another name ends there, instead of being resolved."""
+    table = _names(route(region("192.0.2.0/24"), rewriting(Direct(), ToName("db.corp.example")), 11))
+    settled = settle(table, "www.example.com:80", "192.0.2.1")
+    assert line(settled) == "deny 11"
+    assert settled.why == "the address of a host name leads to another host name"
+
+
 def test_the_destination_of_a_settled_decision_is_what_to_dial() -> None:
     table = compile_policy(policy([route(region("any"), Direct(), 1)]))
     decision = table.decide("www.example.com", 80)

@@ -17,7 +17,7 @@ Answer = tuple[Prefix, ...]
 
 def _table(family: int, blocks: list[Prefix]) -> PrefixTable[Answer]:
     """A table whose answer is every block around an address, outermost first."""
-    keys = [key for number, block in enumerate(blocks) for key in keys_of([block], number)]
+    keys = [key for number, block in enumerate(blocks) for key in keys_of(family, [block], number)]
     memo: dict[tuple[tuple[int, ...], Answer], Answer] = {}
 
     def overlay(rules: tuple[int, ...], around: Answer) -> Answer:
@@ -100,5 +100,5 @@ def test_an_empty_table_answers_everything_with_its_base() -> None:
 def test_the_same_answer_side_by_side_is_one_interval() -> None:
     halves = [Prefix(4, 0, 1), Prefix(4, 1 << 31, 1)]
     everywhere = "everywhere"
-    table = build(4, keys_of(halves, 7), "outside", lambda rules, around: everywhere)
+    table = build(4, keys_of(4, halves, 7), "outside", lambda rules, around: everywhere)
     assert list(table.intervals()) == [(0, (1 << 32) - 1, everywhere)]

@@ -77,11 +77,11 @@ def _world(
             anywhere.append(number)
             continue
         for family in (4, 6):
-            keys[family] += keys_of((p for p in destinations.prefixes if p[0] == family), number)
+            keys[family] += keys_of(family, destinations.prefixes, number)
         for pattern in dict.fromkeys(destinations.names):
             names[pattern] = (*names.get(pattern, ()), number)
     # Where IPv6 addresses carry IPv4 ones is told to the sweep as one more rule.
-    keys[6] += keys_of((*EMBEDDINGS, *nat64), len(rules))
+    keys[6] += keys_of(6, (*EMBEDDINGS, *nat64), len(rules))
 
     addresses = _Overlay(name, digest, rules, None)
     by_name = _Overlay(name, digest, rules, name_takers)

@@ -58,8 +58,8 @@ class _Asked:
 
     source: Address | None
     listener: str | None
-    name: Host | None = None
-    """The host name that has been resolved; `answer` is one of its addresses"""
+    name: str | None = None
+    """A host name that has been resolved, and `answer`, one of its addresses"""
     answer: Address | None = None
 
     def address_of(self, host: Host) -> Host:
@@ -160,7 +160,7 @@ class Table:
     def settle(
         self,
         decision: Decision,
-        host: Host,
+        name: Host,
         address: Address,
         port: int,
         source: Address | None = None,
@@ -169,14 +169,22 @@ class Table:
     ) -> Decision:
         """What `decision`, which needs an address, becomes for one `address` of the resolved name.
 
-        `host`, `port` and the rest are as they were asked of `decide`; the name that was resolved is
-        `decision.destination`'s where a rewrite set it, else `host`. The result names the address
-        to dial in `destination` and never needs another one.
+        `name` (an address, if it was a rewrite that made it a name), `port` and the rest are as they
+        were asked of `decide`; the name that was resolved is `decision.destination`'s where a
+        rewrite set it, else `name`. The result names the address to dial in `destination` and never
+        needs another one.
         """
-        resolved = host if decision.destination is None else decision.destination.host
+        resolved = name if isinstance(name, str) else None
+        if decision.destination is not None and isinstance(decision.destination.host, str):
+            resolved = decision.destination.host
         world = self.world_for(listener, source) if table is None else self.world(table)
         asked = _Asked(source, listener, resolved, unmap(address))
-        return self._walk(world, Endpoint(host, port), asked)
+        settled = self._walk(world, Endpoint(name, port), asked)
+        if settled.needs_address:
+            # The address was rewritten to a name again, and a connection is resolved once.
+            why = "the address of a host name leads to another host name"
+            return replace(settled, outcome=Outcome.DENY, upstream=None, needs_address=False, why=why)
+        return settled
 
     # --- the walk
 

@@ -31,7 +31,7 @@ _RULE_BITS = 24
 _LENGTH_BITS = 8
 MAX_RULES = 1 << _RULE_BITS
 
-_MOST_INDEX_BITS = 18
+_MOST_INDEX_BITS = 20
 _from_bytes = int.from_bytes  # one attribute less to look up, for every connection
 
 
@@ -59,9 +59,13 @@ class PrefixTable(Protocol[T_co]):
         ...
 
 
-def keys_of(prefixes: Iterable[Prefix], rule: int) -> list[int]:
-    """The sort keys of one rule's prefixes, all of one family. `rule` is below MAX_RULES."""
-    return [((first << _LENGTH_BITS) | length) << _RULE_BITS | rule for _, first, length in prefixes]
+def keys_of(family: int, prefixes: Iterable[Prefix], rule: int) -> list[int]:
+    """The sort keys of one rule's prefixes of one family. `rule` is below MAX_RULES."""
+    return [
+        ((first << _LENGTH_BITS) | length) << _RULE_BITS | rule
+        for its_family, first, length in prefixes
+        if its_family == family
+    ]
 
 
 def build(

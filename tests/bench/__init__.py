@@ -1,0 +1,1 @@
+"""Figures beside their bars: `python -m tests.bench table`."""
