@@ -20,7 +20,7 @@ def only(text: str) -> ast.Statement:
 
 
 @given(statement)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_printed_tree_parses_to_the_same_tree(tree: ast.Statement) -> None:
     text = statement_text(tree)
     again = only(text)

@@ -169,7 +169,11 @@ def test_findings_are_parted_by_an_empty_line_and_none_is_nothing() -> None:
 
 def test_colour_adds_only_colour() -> None:
     found = diagnostic(
-        "UR220", "m", label(SITE, 46, "deny", "a"), label(SITE, 46, "@private", "b"), remarks=(Remark("help", "h"),)
+        "UR220",
+        "m",
+        label(SITE, 46, "deny", "a"),
+        label(SITE, 46, "@private", "b"),
+        remarks=(Remark("help", "h"),),
     )
     coloured = render_text([found], colour=True)
     assert "\x1b[1;33mwarning[UR220]\x1b[0m" in coloured

@@ -77,7 +77,8 @@ value = st.one_of(item, braces)
 # Keywords are ordinary words among options.
 option_word = st.one_of(word, st.sampled_from(sorted(_KEYWORDS)).map(w))
 option_value = st.one_of(option_word, set_name, braces)
-option = st.builds(ast.Option, option_word, _tuples(option_value), st.just(NOWHERE))
+option_name = st.one_of(plain, st.sampled_from(sorted(_KEYWORDS)).map(w))
+option = st.builds(ast.Option, option_name, _tuples(option_value), st.just(NOWHERE))
 options = _tuples(option)
 clause = st.builds(
     ast.Clause, st.sampled_from(["port", "from", "on", "table"]).map(w), value, st.just(NOWHERE)
@@ -96,7 +97,7 @@ part = st.builds(
     ast.RewritePart, st.sampled_from(["to", "to nat64", "from nat64", "port"]), value, st.just(NOWHERE)
 )
 action = st.builds(ast.Action, _tuples(part), deliver, st.just(NOWHERE))
-outcome = st.builds(ast.Outcome, st.booleans(), deliver, st.none() | word, st.just(NOWHERE))
+outcome = st.builds(ast.Outcome, st.booleans(), deliver, st.none() | plain, st.just(NOWHERE))
 
 match = st.builds(ast.Match, region, action, options, st.just(NOWHERE))
 forbid = st.builds(ast.Forbid, region, st.just(NOWHERE))
@@ -105,7 +106,7 @@ statement = st.one_of(
     st.builds(ast.Include, quoted, st.just(NOWHERE)),
     st.builds(ast.SetDef, name, value, st.just(NOWHERE)),
     st.builds(ast.UpstreamDef, name, name, _tuples(word), options, st.just(NOWHERE)),
-    st.builds(ast.ListenDef, name, name, _tuples(word), st.none() | word, options, st.just(NOWHERE)),
+    st.builds(ast.ListenDef, name, name, _tuples(word), st.none() | plain, options, st.just(NOWHERE)),
     st.builds(ast.DnsDef, name, _tuples(word), options, st.just(NOWHERE)),
     match,
     forbid,

@@ -13,6 +13,7 @@ from tests.policy.policies import checked, codes, sound
 from urelay.lang.diagnostics import Severity
 from urelay.lang.render import render_json, render_text
 from urelay.net.address import Endpoint, Prefix
+from urelay.policy import allow, unserved
 from urelay.policy.check import check_file
 from urelay.policy.model import (
     Action,
@@ -296,7 +297,7 @@ def test_the_guard_is_there_and_lends_no_names(tmp_path: Path) -> None:
 def test_no_password_is_shown_by_any_rendering() -> None:
     corpus = Path(__file__).parent.parent / "corpus" / "sense" / "secrets.urr"
     found = check_file(str(corpus)).diagnostics
-    assert len(found) == 4
+    assert len(found) == 7
     for text in (render_text(found), str(render_json(found))):
         assert "secret" not in text.replace("secrets.urr", "")
         assert "alice" not in text
@@ -353,4 +354,19 @@ def test_a_damaged_policy_is_checked_without_a_traceback(tmp_path: Path, data: s
         lines[at] = " ".join(words)
     found = checked(tmp_path, "\n".join(lines))
     assert (found.policy is None) == any(one.severity is Severity.ERROR for one in found.diagnostics)
+    render_text(allow.apply(found.diagnostics, found.documents))
+    assert found.policy is None or unserved.find(found.policy)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=40) | st.text('0123456789.:/ -\n"@#ab', max_size=40))
+def test_any_list_is_read_or_its_first_bad_line_is_drawn(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.txt").write_bytes(text.encode("utf-8", "replace"))
+    found = checked(tmp_path, 'set x = file "list.txt"\nmatch @x -> deny\n')
+    errors = [one for one in found.diagnostics if one.severity is Severity.ERROR]
+    assert (found.policy is None) == bool(errors)
+    for one in errors:
+        span = one.labels[0].span
+        lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
+        assert span.text in lines[span.line - 1]
     render_text(found.diagnostics)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
-from typing import Any, cast
+from typing import Any
 
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.lang.grammar import STATEMENT, grammar
+from urelay.lang.lexeme import Lexeme
 from urelay.lang.source import Span
-from urelay.lang.splitter import Lexeme
 from urelay.net.address import printable
 
 _NOUNS = {
@@ -24,6 +24,8 @@ _NOUNS = {
     "PORT": "a port",
     "FROM": "a source",
     "ON": "a listener",
+    "TO": "a destination",
+    "NAT64": "a prefix",
     "TABLE": "the name of a table",
     "VIA": "an upstream",
     "LOOKUP": "the name of a table",
@@ -43,8 +45,23 @@ _HARMLESS = frozenset({"nat64", "unix", "file"})
 
 _ACTIONS = frozenset({"direct", "deny", "via", "to", "lookup", "rewrite", "not"})
 _STARTS = ("include", "set", "upstream", "listen", "dns", "table", "forbid", "match", "expect")
+_OTHER_WORDS = {
+    "accept": "direct",
+    "allow": "direct",
+    "block": "deny",
+    "drop": "deny silently",
+    "pass": "direct",
+    "permit": "direct",
+    "proxy": "via",
+    "reject": "deny",
+}
+"""What other languages call an action."""
+
 _SLIPS = {"ARROW": "->", "THEN": "then", "EQUAL": "="}
 """The joints of a statement: UR002 when one is missing."""
+
+_NEARLY = {"ARROW": ("EQUAL", "JUNK", "THEN"), "THEN": ("ARROW", "EQUAL")}
+"""What people write instead of each joint."""
 
 
 def not_in_a_table(first: Lexeme) -> Diagnostic:
@@ -93,7 +110,10 @@ def unexpected(lexemes: list[Lexeme], fed: list[Lexeme], suspects: list[int], st
     guess = _guess(found, accepted)
     if guess:
         message += f" (did you mean `{guess}`?)"
-    return diagnostic("UR001", message, Label(found.span))
+    remarks = []
+    if found.type == "COMMA" and fed and fed[-1].type in ("WORD", "SETNAME", "STRING"):
+        remarks.append(Remark("help", f"several are written {{ {_shown(fed[-1].text)}, … }}"))
+    return diagnostic("UR001", message, Label(found.span), remarks=remarks)
 
 
 def _no_statement(first: Lexeme) -> Diagnostic:
@@ -131,10 +151,6 @@ def _missing_joint(found: Lexeme | None, accepted: Collection[str]) -> str | Non
     return None
 
 
-_NEARLY = {"ARROW": ("EQUAL", "JUNK", "THEN"), "THEN": ("ARROW", "EQUAL")}
-"""What people write instead of each joint."""
-
-
 def _no_joint(joint: str, fed: list[Lexeme], found: Lexeme | None) -> Diagnostic:
     sign = _SLIPS[joint]
     if found is None:
@@ -153,7 +169,10 @@ def _accepted(fed: list[Lexeme], start: str) -> set[str]:
     state: Any = grammar().lark.parse_interactive(start=start)
     for lexeme in fed:
         state.feed_token(lexeme)
-    return cast("set[str]", state.accepts())
+    accepted = {terminal for terminal in state.choices() if grammar().accepts(state, terminal)}
+    if "WORD" in accepted:
+        accepted.discard("FILE")  # right in a set only, and a word is right there too
+    return accepted
 
 
 def _what_comes(fed: list[Lexeme], accepted: Collection[str]) -> str:
@@ -190,6 +209,8 @@ def _context(fed: list[Lexeme]) -> str:
 
 def _guess(found: Lexeme, accepted: Collection[str]) -> str | None:
     """What the writer may have meant by a word that fits nowhere here."""
+    if "DENY" in accepted and found.text.lower() in _OTHER_WORDS:
+        return _OTHER_WORDS[found.text.lower()]
     if "PORT" in accepted and found.text[:1].isdigit() and found.text.replace("-", "").isdigit():
         return f"port {_shown(found.text)}"
     words = [word for word, terminal in grammar().keywords.items() if terminal in accepted]

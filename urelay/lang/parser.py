@@ -8,7 +8,7 @@ from keywords here, by what the parser can go on with at that place.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -19,8 +19,9 @@ from urelay.errors import PolicyError
 from urelay.lang import ast, mistakes
 from urelay.lang.diagnostics import Diagnostic, Label, diagnostic
 from urelay.lang.grammar import REGION, STATEMENT, grammar
+from urelay.lang.lexeme import Lexeme
 from urelay.lang.source import Source, Span
-from urelay.lang.splitter import Cut, Lexeme, split
+from urelay.lang.splitter import Cut, Splitter
 
 _ALLOW = re.compile(r"#+[ \t]*allow[ \t]+(UR\w+(?:[ \t]*,[ \t]*UR\w+)*)[ \t]*(?::[ \t]*(.*?)[ \t]*)?")
 _NOT_IN_A_TABLE = (ast.Include, ast.SetDef, ast.UpstreamDef, ast.ListenDef, ast.DnsDef, ast.TableDef)
@@ -28,11 +29,11 @@ _NOT_IN_A_TABLE = (ast.Include, ast.SetDef, ast.UpstreamDef, ast.ListenDef, ast.
 
 def parse(source: Source) -> tuple[ast.Document, list[Diagnostic]]:
     """The tree of one file and what is wrong with its shape, both in source order. Never raises."""
-    pieces = split(source)
+    splitter = Splitter(source)
     diagnostics: list[Diagnostic] = []
-    statements = _statements(pieces.cuts, diagnostics)
+    statements = _statements(splitter.cuts(), diagnostics)
     diagnostics.sort(key=lambda found: found.labels[0].span.start)
-    return ast.Document(source, statements, _allows(source, pieces.comments)), diagnostics
+    return ast.Document(source, statements, _allows(source, splitter.comments)), diagnostics
 
 
 def parse_region(text: str) -> ast.Region:
@@ -41,7 +42,7 @@ def parse_region(text: str) -> ast.Region:
     Raises PolicyError with one diagnostic.
     """
     source = Source.from_text("(question)", text)
-    cuts = [cut for cut in split(source).cuts if not cut.closes]
+    cuts = [cut for cut in Splitter(source).cuts() if not cut.closes]
     if len(cuts) == 1:
         found = _parse_one(cuts[0], REGION)
         if isinstance(found, Diagnostic):
@@ -64,16 +65,16 @@ class _OpenTable:
     """How many statements stand before the first one at the left margin"""
 
 
-def _statements(cuts: list[Cut], diagnostics: list[Diagnostic]) -> tuple[ast.Statement, ...]:
+def _statements(cuts: Iterable[Cut], diagnostics: list[Diagnostic]) -> tuple[ast.Statement, ...]:
     """Parse every cut, and give each table its body."""
     outer: list[ast.Statement] = []
     tables: list[_OpenTable] = []
     for cut in cuts:
         body = tables[-1].body if tables else outer
         if cut.closes:
-            if cut.fault is not None:
-                diagnostics.append(cut.fault)
             table = tables.pop()
+            if cut.fault is not None and table.head is not None:  # else its head is a finding already
+                diagnostics.append(cut.fault)
             (tables[-1].body if tables else outer).extend(_closed(table, cut))
             continue
         if tables and cut.margin and tables[-1].margin is None:
@@ -135,21 +136,19 @@ def _parse_one(cut: Cut, start: str) -> object:
 
 def _allows(source: Source, comments: list[Lexeme]) -> tuple[ast.Allow, ...]:
     """The comments that silence findings; see ast.Allow."""
-    alone = {source.line_of(c.start) for c in comments if _stands_alone(source, c)}
+    below: dict[int, int] = {}  # of each comment that stands alone, the line of what it is above
+    for comment in reversed(comments):
+        if _stands_alone(source, comment):
+            line = source.line_of(comment.start)
+            below[line] = below.get(line + 1, line + 1)  # several may share the statement below them
     allows = []
     for comment in comments:
         match = _ALLOW.fullmatch(comment.text)
-        if match is None:
-            continue
-        line = source.line_of(comment.start)
-        lines = [line]
-        if line in alone:
-            below = line + 1
-            while below in alone:  # several comments may share the statement below them
-                below += 1
-            lines.append(below)
-        codes = tuple(code.strip() for code in match[1].split(","))
-        allows.append(ast.Allow(codes, match[2] or "", tuple(lines), comment.span))
+        if match is not None:
+            line = source.line_of(comment.start)
+            lines = (line, below[line]) if line in below else (line,)
+            codes = tuple(code.strip() for code in match[1].split(","))
+            allows.append(ast.Allow(codes, match[2] or "", lines, comment.span))
     return tuple(allows)
 
 

@@ -1,7 +1,8 @@
 """Cuts a policy into statements, so that each can be parsed, and can fail, alone.
 
-A statement ends at a line end outside braces (unless the line ends with `->`, `,` or `then`). The
-braces of a `table` do not nest like others: what stands in them is cut into statements too.
+A statement ends at a line end outside braces, unless the line ends with `->`, `,` or `then`, or the
+next line begins with `{`. The braces of a `table` do not nest like others: what stands in them is cut
+into statements too.
 
 A brace that is never closed must not swallow the rest of the file. The words `set`, `match` and
 most others that start a statement are never options or elements, so a line that begins with one ends
@@ -16,36 +17,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.lang.grammar import grammar
-from urelay.lang.source import Source, Span
+from urelay.lang.lexeme import Lexeme
+from urelay.lang.source import Source
 
 _OPENS_ANYTHING = re.compile(
     r"""(?:include|set|upstream|listen|forbid|match|expect)(?=[\s"{])
       | dns [ \t]+ [^\s={]+ [ \t]* =
-      | table [ \t]+ [^\s={]+ [ \t]* \{""",
+      | table [ \t]+ [^\s={]+ [ \t]* \n? [ \t]* \{""",
     re.VERBOSE,
 )
+_OPENING_LINE = re.compile(r"[ \t]*\{")
 _IN_TABLES = frozenset({"match", "forbid", "expect"})
 _SPECIAL = frozenset({"LBRACE", "RBRACE", "COMMA", "UNCLOSED"})
 _GOES_ON = frozenset({"ARROW", "COMMA"})
-
-
-class Lexeme(NamedTuple):
-    """One token and its place. `type` is a terminal of the grammar (Lark reads it by this name)."""
-
-    type: str
-    text: str
-    start: int
-    end: int
-    source: Source
-
-    @property
-    def span(self) -> Span:
-        """Where it stands."""
-        return Span(self.source, self.start, self.end)
 
 
 @dataclass(slots=True)
@@ -64,31 +51,20 @@ class Cut:
     """It begins at the left margin"""
 
 
-class Split(NamedTuple):
-    """A policy in pieces."""
+class Splitter:
+    """Cuts one text. Never fails: what is broken is a Cut with a fault."""
 
-    cuts: list[Cut]
-    comments: list[Lexeme]
-
-
-def split(source: Source) -> Split:
-    """Cut the whole text. Never fails: what is broken is a Cut with a fault."""
-    comments: list[Lexeme] = []
-    return Split(list(_Splitter(source, comments).cuts()), comments)
-
-
-class _Splitter:
-    """The state between two tokens of one file."""
-
-    def __init__(self, source: Source, comments: list[Lexeme]) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
-        self.comments = comments
-        self.cut = Cut()
-        self.tables: list[Lexeme] = []  # the `{` of each open table
-        self.braces: list[Lexeme] = []  # every other open `{`
-        self.depth = 0  # len(braces), and one more for each `{` that an unclosed string ate
+        self.comments: list[Lexeme] = []
+        """Those met so far; all of them when `cuts` is exhausted"""
+        self._cut = Cut()
+        self._tables: list[Lexeme] = []  # the `{` of each open table
+        self._braces: list[Lexeme] = []  # every other open `{`
+        self._depth = 0  # len(_braces), and one more for each `{` that an unclosed string ate
 
     def cuts(self) -> Iterator[Cut]:
+        """The pieces, in order and made as they are asked for; to be called once."""
         source = self.source
         first_on_line = True
         for match in grammar().token.finditer(source.text):
@@ -96,9 +72,9 @@ class _Splitter:
             lexeme = Lexeme(kind, match[kind], match.start(kind), match.end(), source)
             if kind == "NEWLINE":
                 first_on_line = True
-                if self.depth:
+                if self._depth:
                     self._separate(lexeme)
-                elif self.cut.lexemes and not self._goes_on():
+                elif self._cut.lexemes and not self._goes_on(lexeme):
                     yield self._finish()
             elif kind == "COMMENT":
                 self.comments.append(lexeme)
@@ -109,19 +85,19 @@ class _Splitter:
                 if kind in _SPECIAL:
                     yield from self._take(lexeme)
                 else:
-                    self.cut.lexemes.append(lexeme)
+                    self._cut.lexemes.append(lexeme)
         yield from self._end_of_file()
 
     def _take(self, lexeme: Lexeme) -> Iterator[Cut]:
         """Put a token of a kind in _SPECIAL where it belongs."""
-        lexemes = self.cut.lexemes
+        lexemes = self._cut.lexemes
         if lexeme.type == "RBRACE":
-            if self.depth:
+            if self._depth:
                 self._close(lexeme)
-            elif self.tables:
+            elif self._tables:
                 if lexemes:
                     yield self._finish()
-                self.tables.pop()
+                self._tables.pop()
                 yield Cut([lexeme], closes=True)
             else:
                 self._blame("this `}` closes nothing", lexeme)
@@ -131,67 +107,70 @@ class _Splitter:
             lexemes.pop()
         lexemes.append(lexeme)
         if lexeme.type == "LBRACE":
-            if lexemes[0].text == "table" and not self.depth:
-                self.tables.append(lexeme)
-                self.cut.opens = True
+            if lexemes[0].text == "table" and not self._depth:
+                self._tables.append(lexeme)
+                self._cut.opens = True
                 yield self._finish()
             else:
-                self.braces.append(lexeme)
-                self.depth += 1
+                self._braces.append(lexeme)
+                self._depth += 1
         elif lexeme.type == "UNCLOSED":
             self._blame('this `"` is never closed', lexeme)
-            self.depth += max(0, lexeme.text.count("{") - lexeme.text.count("}"))
+            self._depth += max(0, lexeme.text.count("{") - lexeme.text.count("}"))
 
     def _separate(self, newline: Lexeme) -> None:
         """Keep a line end inside braces, where it may part two options or elements."""
-        if self.cut.lexemes[-1].type not in ("LBRACE", "COMMA", "NEWLINE"):
-            self.cut.lexemes.append(newline)
+        if self._cut.lexemes[-1].type not in ("LBRACE", "COMMA", "NEWLINE"):
+            self._cut.lexemes.append(newline)
 
     def _close(self, brace: Lexeme) -> None:
-        if self.cut.lexemes[-1].type == "NEWLINE":
-            self.cut.lexemes.pop()
-        self.cut.lexemes.append(brace)
-        if self.braces:
-            self.braces.pop()
-        self.depth -= 1
+        if self._cut.lexemes[-1].type == "NEWLINE":
+            self._cut.lexemes.pop()
+        self._cut.lexemes.append(brace)
+        if self._braces:
+            self._braces.pop()
+        self._depth -= 1
 
-    def _goes_on(self) -> bool:
-        last = self.cut.lexemes[-1]
-        return last.type in _GOES_ON or (last.type == "WORD" and last.text == "then")
+    def _goes_on(self, newline: Lexeme) -> bool:
+        """Whether the statement goes on behind this line end."""
+        last = self._cut.lexemes[-1]
+        if last.type in _GOES_ON or (last.type == "WORD" and last.text == "then"):
+            return True
+        return _OPENING_LINE.match(self.source.text, newline.end) is not None
 
     def _start_line(self, first: Lexeme) -> Iterator[Cut]:
         """End what a line that begins with `first` shows to be over."""
         margin = first.start in (0, self.source.line_starts[self.source.line_of(first.start) - 1])
-        open_text = self.cut.lexemes or (self.tables and margin)
+        open_text = self._cut.lexemes or (self._tables and margin)
         if first.type == "WORD" and open_text and _OPENS_ANYTHING.match(self.source.text, first.start):
-            if self.cut.lexemes:
+            if self._cut.lexemes:
                 yield self._finish()
             if margin and first.text not in _IN_TABLES:
                 yield from self._give_up_tables()
-        if not self.cut.lexemes:
-            self.cut.margin = margin
+        if not self._cut.lexemes:
+            self._cut.margin = margin
 
     def _give_up_tables(self) -> Iterator[Cut]:
-        while self.tables:
-            yield Cut(fault=_never_closed(self.tables.pop()), closes=True)
+        while self._tables:
+            yield Cut(fault=_never_closed(self._tables.pop()), closes=True)
 
     def _end_of_file(self) -> Iterator[Cut]:
-        if self.cut.lexemes:
+        if self._cut.lexemes:
             yield self._finish()
         yield from self._give_up_tables()
 
     def _finish(self) -> Cut:
         """The statement so far; the next one starts with nothing open but its tables."""
-        cut, self.cut = self.cut, Cut()
-        if self.braces and cut.fault is None:
-            cut.fault = _never_closed(self.braces[0])
-        self.braces.clear()
-        self.depth = 0
+        cut, self._cut = self._cut, Cut()
+        if self._braces and cut.fault is None:
+            cut.fault = _never_closed(self._braces[0])
+        self._braces.clear()
+        self._depth = 0
         return cut
 
     def _blame(self, message: str, lexeme: Lexeme) -> None:
-        if self.cut.fault is None:
-            self.cut.fault = diagnostic("UR003", message, Label(lexeme.span))
+        if self._cut.fault is None:
+            self._cut.fault = diagnostic("UR003", message, Label(lexeme.span))
 
 
 def _never_closed(brace: Lexeme) -> Diagnostic:

@@ -56,6 +56,8 @@ class Checked:
 
     policy: Policy | None
     diagnostics: list[Diagnostic]
+    documents: tuple[ast.Document, ...]
+    """Every file that could be read, for the `# allow` comments in it"""
 
 
 def check_file(path: str) -> Checked:
@@ -83,7 +85,7 @@ def check_file(path: str) -> Checked:
         scope.report_unused()
     diagnostics = _in_order(findings.found, documents)
     if findings.failed:
-        return Checked(None, diagnostics)
+        return Checked(None, diagnostics, documents)
     policy = Policy(
         path=path,
         digest=library.digest(),
@@ -97,7 +99,7 @@ def check_file(path: str) -> Checked:
         walls=tuple(rules.walls),
         expectations=tuple(rules.expectations),
     )
-    return Checked(policy, diagnostics)
+    return Checked(policy, diagnostics, documents)
 
 
 def _definitions(

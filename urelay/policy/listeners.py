@@ -38,9 +38,7 @@ _HIGHEST_FD = 1_048_575
 def resolve_listener(node: ast.ListenDef, scope: Scope) -> Listener:
     """The meaning of one definition. Raises PolicyError: the first thing wrong with it."""
     if node.kind.text not in _KINDS:
-        raise unknown(
-            "kind of listener", node.kind.text, node.kind.span, _KINDS, f"; there are {', '.join(_KINDS)}"
-        )
+        raise unknown("kind of listener", node.kind.text, node.kind.span, _KINDS, _HINT)
     kind = ListenerKind(node.kind.text)
     place = _place(node.place, node.kind)
     settings, tables = read_options(node.options, Owner.LISTENER, kind, scope)

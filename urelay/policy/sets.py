@@ -212,7 +212,7 @@ class Sets:
 
     def _add_word(self, word: ast.Word, contents: Contents, ports: bool | None) -> None:
         if not word.quoted and word.text == "any":
-            raise flaw("UR105", "`any` stands alone, not in a list", word.span)
+            raise flaw("UR105", "`any` is everything: it stands alone, not in braces or a set", word.span)
         counts_as_ports = not word.quoted and looks_like_ports(word.text)
         if counts_as_ports if ports is None else ports and (counts_as_ports or not _is_element(word)):
             contents.ports.append(read_word(word, read_ports))

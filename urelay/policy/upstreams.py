@@ -16,7 +16,7 @@ from urelay.policy.flaws import flaw, password, read_word, unknown
 from urelay.policy.model import Setting, Upstream, UpstreamKind
 from urelay.policy.options import CLASHES, NEEDS, Owner
 from urelay.policy.scope import Scope
-from urelay.policy.values import origin_of, read_options
+from urelay.policy.values import origin_of, read_options, refuse_password
 from urelay.policy.words import read_endpoint
 
 _KINDS = tuple(kind.value for kind in UpstreamKind)
@@ -26,10 +26,13 @@ _GROUPS = (UpstreamKind.FIRST, UpstreamKind.SPREAD)
 
 def resolve_upstream(node: ast.UpstreamDef, scope: Scope) -> Upstream:
     """The meaning of one definition. Raises PolicyError: the first thing wrong with it."""
+    # Before anything else is wrong: whatever is found draws the line, password and all.
+    for option in node.options:
+        refuse_password(option)
+    for word in node.arguments:
+        _refuse_login_in(word)
     if node.kind.text not in _KINDS:
-        raise unknown(
-            "kind of upstream", node.kind.text, node.kind.span, _KINDS, f"; there are {', '.join(_KINDS)}"
-        )
+        raise unknown("kind of upstream", node.kind.text, node.kind.span, _KINDS, _HINT)
     kind = UpstreamKind(node.kind.text)
     settings, _ = read_options(node.options, Owner.UPSTREAM, kind, scope)
     _check_together(node, settings)
@@ -49,9 +52,13 @@ def resolve_upstream(node: ast.UpstreamDef, scope: Scope) -> Upstream:
 
 def read_proxy(word: ast.Word) -> Endpoint:
     """The HOST:PORT of a proxy. Raises PolicyError, UR114 for `user:password@HOST:PORT`."""
+    _refuse_login_in(word)
+    return read_word(word, read_endpoint)
+
+
+def _refuse_login_in(word: ast.Word) -> None:
     if "@" in word.text:
         raise password(word.span)
-    return read_word(word, read_endpoint)
 
 
 def check_chains(upstreams: Mapping[str, Upstream], scope: Scope) -> None:

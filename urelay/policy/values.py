@@ -189,15 +189,27 @@ def _socket(node: ast.Option, option: Option, scope: Scope) -> str:
     return read_socket_path(word)
 
 
-def _login(node: ast.Option, option: Option, scope: Scope) -> Login:
+def refuse_password(node: ast.Option) -> None:
+    """Raise UR114 for a `login` that says who it is instead of where that is kept."""
+    if node.name.text == "login" and node.values and _login_source(node) is None:
+        raise password(node.values[0].span.to(node.values[-1].span))
+
+
+def _login_source(node: ast.Option) -> Login | None:
     match node.values:
         case (ast.Word("env", quoted=False), ast.Word() as name) if _VARIABLE.fullmatch(name.text):
             return Login(env=name.text)
         case (ast.Word("file", quoted=False), ast.Word() as path):
             return Login(file=beside(path))
-    if not node.values:
+    return None
+
+
+def _login(node: ast.Option, option: Option, scope: Scope) -> Login:
+    refuse_password(node)
+    login = _login_source(node)
+    if login is None:
         raise _wrong(node, option)
-    raise password(node.values[0].span.to(node.values[-1].span))
+    return login
 
 
 def _upstream(node: ast.Option, option: Option, scope: Scope) -> str:

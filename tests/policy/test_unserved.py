@@ -1,0 +1,86 @@
+"""`serve` refuses by name and line what it cannot run; what it can run is never refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.policy.policies import sound
+from urelay.policy import unserved
+from urelay.policy.check import check_file
+
+DEFINITIONS = """
+upstream wg = direct
+table guests { match any -> deny }
+match any port 1 -> via wg
+"""
+
+
+def refused(folder: Path, text: str) -> list[tuple[int, str]]:
+    """The line (of `text`) and the words of each refusal."""
+    before = DEFINITIONS.count("\n")
+    found = unserved.find(sound(folder, DEFINITIONS + text))
+    assert {one.code for one in found} <= {"UR405"}
+    return [(one.labels[0].span.line - before, one.message) for one in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("listen x = redirect 127.0.0.1:1080", "`redirect` listeners"),
+        ("listen x = http 127.0.0.1:1080", "`http` listeners"),
+        ("listen x = mixed 127.0.0.1:1080", "`mixed` listeners"),
+        ('listen x = socks systemd "relay"', "a listener at `systemd`"),
+        ('listen x = socks unix "/run/x"', "a listener at `unix`"),
+        ('listen x = transparent socketbox "/run/x"', "a listener at `socketbox`"),
+        ("listen x = transparent 127.0.0.1:1 { capture tcp }", "the listener option `capture`"),
+        ("listen x = transparent 127.0.0.1:1 { sniff tls }", "the listener option `sniff`"),
+        (
+            "listen x = transparent 127.0.0.1:1 { accept-proxy from 192.0.2.1 }",
+            "the listener option `accept-proxy`",
+        ),
+        ("listen x = socks 127.0.0.1:1 { limit 1 per source }", "the listener option `limit`"),
+        ("dns x = 127.0.0.1:53 { forward 9.9.9.9:53 }", "`dns`"),
+        ("upstream x = http 192.0.2.1:80", "`http` upstreams"),
+        ("upstream x = first wg", "`first` upstreams"),
+        ("upstream x = spread wg", "`spread` upstreams"),
+        ("upstream x = direct { mark 1 }", "the upstream option `mark`"),
+        ("upstream x = direct { dev wg0 }", "the upstream option `dev`"),
+        ("upstream x = direct { source 192.0.2.1 }", "the upstream option `source`"),
+        ("upstream x = direct { netns blue }", "the upstream option `netns`"),
+        ("upstream x = direct { send-proxy v1 }", "the upstream option `send-proxy`"),
+        ("upstream x = socks5 192.0.2.1:1 { tls }", "the upstream option `tls`"),
+        ("match any -> via http 192.0.2.1:80", "`via http`"),
+        ("match any -> direct with limit 1 per source", "the route option `limit`"),
+        ("table t { match any -> direct with limit 1 per source }", "the route option `limit`"),
+    ],
+)
+def test_what_cannot_be_served_is_named_with_its_line(tmp_path: Path, text: str, what: str) -> None:
+    assert refused(tmp_path, f"\n{text}\n") == [(2, f"this relay cannot serve {what} yet")]
+
+
+def test_each_place_is_named() -> None:
+    site = check_file(str(Path(__file__).parent.parent.parent / "rules" / "site.urr")).policy
+    assert site is not None
+    found = unserved.find(site)
+    assert {one.labels[0].span.source.path for one in found} == {site.path}
+    starts = [one.labels[0].span.start for one in found]
+    assert starts == sorted(set(starts))
+    assert len(starts) == 19
+
+
+def test_what_is_served_is_not_refused(tmp_path: Path) -> None:
+    text = """
+    upstream a = socks5 192.0.2.1:1 { login env X, dns local, connect 5s, via b }
+    upstream b = socks4 { unix "/run/x", login file "x" }
+    listen c = socks [::]:1 { netns lan, users "u", idle 1h, table guests from 10.0.0.0/8, table main }
+    listen d = transparent fd 3
+    listen e = transparent fd env X
+    listen f = forward 127.0.0.1:2 to example.com:25
+    match 192.0.2.0/24 -> via a with idle 5m, tag x, log off
+    match 192.0.2.7 -> via socks5 192.0.2.1:1
+    match 192.0.2.8 -> to unix "/run/{port}"
+    match 192.0.2.9 -> deny silently
+    """
+    assert refused(tmp_path, text) == []
