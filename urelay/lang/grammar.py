@@ -58,7 +58,7 @@ class Grammar:
 @functools.cache
 def grammar() -> Grammar:
     """The grammar, built at the first call (about 50 ms)."""
-    lark = build_lark()
+    lark = build_lark((resource_dir("grammar") / "urr.lark").read_text(encoding="utf-8"))
     keywords = {}
     patterns = []
     for terminal in lark.terminals:
@@ -81,14 +81,14 @@ class _NoLexer(Lexer):
         return iter(())
 
 
-def build_lark(*, strict: bool = False) -> Lark:
-    """The parser itself; `strict` (which needs interegular) refuses any ambiguity in the grammar."""
+def build_lark(text: str) -> Lark:
+    """The parser of a grammar; `strict` makes Lark raise at any conflict instead of choosing."""
     return Lark(
-        (resource_dir("grammar") / "urr.lark").read_text(encoding="utf-8"),
+        text,
         parser="lalr",
-        lexer="basic" if strict else _NoLexer,
+        lexer=_NoLexer,
         start=[STATEMENT, REGION],
         maybe_placeholders=False,
-        strict=strict,
+        strict=True,
         transformer=Build(),
     )
