@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests import strategies as build
 from tests.analysis.test_cells import ASKED_PORTS, BLOCKS, LISTENERS, tables
 from urelay.analysis import check
-from urelay.analysis.boxes import clients
+from urelay.analysis.boxes import audience, clients
 from urelay.analysis.cells import Cells
 from urelay.analysis.expectations import prove
 from urelay.lang import ast
@@ -29,13 +29,10 @@ NODE = parse(Source.from_text("test.urr", "expect any -> deny\n"))[0].statements
 assert isinstance(NODE, ast.Expect)
 
 SMALL = [block for block in BLOCKS if block.bits - block.length <= 4]
-SOURCES: list[Address] = [
-    parse_address(text) for text in ("10.0.0.1", "10.1.0.1", "11.0.0.1", "fd00::1", "::1")
-]
-AIMS = [
-    parse_endpoint(text)
-    for text in ("10.0.0.5:80", "10.0.0.9:443", "[2001:db8::3]:85", "[64:ff9b::808:808]:80")
-]
+SOURCES: list[Address] = list(map(parse_address, "10.0.0.1 10.1.0.1 11.0.0.1 fd00::1 ::1".split()))
+AIMS = list(map(parse_endpoint, "10.0.0.5:80 10.0.0.9:443 [2001:db8::3]:85 [64:ff9b::808:808]:80".split()))
+PORTS = [(build.ports(text),) for text in ("80", "80-89", "85-94", "443")]
+FROM = [(build.prefix(text),) for text in ("10.0.0.0/8", "fd00::/8")]
 
 expectations = st.builds(
     Expectation,
@@ -43,10 +40,8 @@ expectations = st.builds(
     region=st.builds(
         Region,
         destinations=st.sampled_from(SMALL).map(lambda block: build.region(str(block)).destinations),
-        ports=st.none()
-        | st.sampled_from(["80", "80-89", "85-94", "443"]).map(lambda text: (build.ports(text),)),
-        sources=st.none()
-        | st.sampled_from(["10.0.0.0/8", "fd00::/8"]).map(lambda text: (build.prefix(text),)),
+        ports=st.none() | st.sampled_from(PORTS),
+        sources=st.none() | st.sampled_from(FROM),
         listeners=st.none() | st.sampled_from(LISTENERS).map(lambda name: frozenset((name,))),
     ),
     negated=st.booleans(),
@@ -79,11 +74,8 @@ def broken_by(table: Table, expectation: Expectation) -> str | None:
     region = expectation.region
     assert region.destinations is not None
     (block,) = region.destinations.prefixes
-    ports = [
-        port
-        for port in ASKED_PORTS
-        if region.ports is None or region.ports[0].first <= port <= region.ports[0].last
-    ]
+    first, last = region.ports[0] if region.ports is not None else (1, 65535)
+    ports = [port for port in ASKED_PORTS if first <= port <= last]
     sources = [source for source in SOURCES if region.sources is None or source in region.sources[0]]
     for number, port, source, listener in itertools.product(
         range(block.first, block.last + 1), ports, sources, region.listeners or LISTENERS
@@ -105,7 +97,6 @@ def test_a_broken_expectation_is_found_and_its_counterexample_is_one(
     table: Table, claims: list[Expectation]
 ) -> None:
     table = compile_policy(replace(table.policy, expectations=tuple(claims)))
-    found = Cells(table)
     assume(not any(finding.code == "UR225" for finding in check(table)))
     for claim in claims:
         one = compile_policy(replace(table.policy, expectations=(claim,)))
@@ -118,24 +109,20 @@ def test_a_broken_expectation_is_found_and_its_counterexample_is_one(
             (finding,) = prove(Cells(one))
             example = next(remark.text for remark in finding.remarks if remark.heading == "for example")
             assert really_broken(one, claim, example), example
-    assert found.table is table
 
 
 def really_broken(table: Table, claim: Expectation, example: str) -> bool:
     """Whether some client of the policy, asking for the example's endpoint, breaks the claim."""
     endpoint = parse_endpoint(example.split()[0])
-    for name, boxes in clients(table.policy).items():
-        if name != (claim.table or (name if claim.region.listeners else MAIN)):
-            continue
+    asked = clients(table.policy)
+    if claim.table is not None or claim.region.listeners is None:
+        name = claim.table or MAIN
+        asked = {name: audience(table.policy, name)}
+    told = [parse_address(example.split(" from ")[1].split()[0])] if " from " in example else []
+    for name, boxes in asked.items():
         for box in boxes:
             for part in box.within(None, claim.region.sources, claim.region.listeners):
-                decision = table.decide(
-                    endpoint.host, endpoint.port, part.sources.example, part.listener, name
-                )
-                if not kept(claim, decision, endpoint):
-                    return True
-                if " from " in example:
-                    source = parse_address(example.split(" from ")[1].split()[0])
+                for source in (part.sources.example, *told):
                     decision = table.decide(endpoint.host, endpoint.port, source, part.listener, name)
                     if not kept(claim, decision, endpoint):
                         return True
@@ -175,8 +162,8 @@ def test_failing_regions_are_exact_across_neighbours(tmp_path: Path) -> None:
 
 
 def test_a_million_neighbours_are_judged_by_the_leaf(tmp_path: Path) -> None:
-    """A tenth of a million here: no decision is asked for twice, whatever the number of prefixes."""
-    lines = "".join(f"{10 + n // 25600}.{n // 100 % 256}.{n % 100 * 2}.0/24\n" for n in range(100_000))
+    """Twenty thousand here: no decision is asked for twice, whatever the number of prefixes."""
+    lines = "".join(f"{10 + n // 25600}.{n // 100 % 256}.{n % 100 * 2}.0/24\n" for n in range(20_000))
     (tmp_path / "many.txt").write_text(lines)
     path = tmp_path / "policy.urr"
     path.write_text(
