@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
@@ -71,8 +70,7 @@ MAPPED = Cube(6, 0xFFFF << 32, 0xFFFF_FFFF)
 _GLOBAL = tuple(Cube(4, 0xC000_0000 + last, 0) for last in (9, 10))
 
 
-@dataclass(frozen=True, slots=True)
-class Bearing:
+class Bearing(NamedTuple):
     """How a trail gets from what was asked for to where it goes now."""
 
     maps: tuple[BitMap, ...] = ()
@@ -93,8 +91,7 @@ class Bearing:
         return Endpoint(image_through(self.maps, Cube(origin.family, origin.value, 0)).example, port)
 
 
-@dataclass(frozen=True, slots=True)
-class Trail:
+class Trail(NamedTuple):
     """Connections that have fared alike so far."""
 
     origin: Cube | NameClass
@@ -155,7 +152,7 @@ class Trail:
             if self.bearing.port is None
             else self.box.ports
         )
-        return replace(self, box=Box(asked, now.sources, now.listeners))
+        return self._replace(box=Box(asked, now.sources, now.listeners))
 
     def within(self, target: Cube | None, reading: tuple[BitMap, ...] = ()) -> Trail | None:
         """The part whose address now, read through `reading`, lies in `target`."""
@@ -185,14 +182,14 @@ class Trail:
         if origin == self.origin:
             return self
         less = tuple(cube for cube in self.less if cube.meet(origin)) if self.less else ()
-        return replace(self, origin=origin, less=less)
+        return self._replace(origin=origin, less=less)
 
     def mapped(self, step: BitMap) -> Trail:
         """The same connections with another address."""
         bearing = self.bearing
         if bearing.fixed is None:
-            return replace(self, bearing=replace(bearing, maps=(*bearing.maps, step)))
-        return replace(self, bearing=replace(bearing, fixed=step.image(self.image).example))
+            return self._replace(bearing=bearing._replace(maps=(*bearing.maps, step)))
+        return self._replace(bearing=bearing._replace(fixed=step.image(self.image).example))
 
 
 class Walker:
@@ -240,7 +237,7 @@ class Walker:
 
     def _at(self, world: World, leaf: Leaf, trail: Trail) -> Iterator[Trail]:
         for box, candidate in self.partition(leaf, trail.box_now):
-            part = replace(trail.boxed(box), final=candidate)
+            part = trail.boxed(box)._replace(final=candidate)
             route = None if candidate is None else candidate.rule
             if (
                 candidate is None
@@ -251,7 +248,7 @@ class Walker:
             elif part.empty:
                 continue
             elif _been(part, world):
-                yield replace(part, loops=True)
+                yield part._replace(loops=True)
             else:
                 yield from self._act(world, candidate, route, part)
 
@@ -260,7 +257,7 @@ class Walker:
         deliver, rewrite = route.action.deliver, route.action.rewrite
         ways: Iterable[tuple[Trail, bool]] = [(trail, True)]
         if rewrite is not None or isinstance(deliver, Lookup):
-            trail = replace(trail, steps=(*trail.steps, (world.name, route, trail.bearing)))
+            trail = trail._replace(steps=(*trail.steps, (world.name, route, trail.bearing)))
             ways = [(trail, True)] if rewrite is None else _rewritten(rewrite, candidate, trail)
         for part, goes_on in ways:
             if not goes_on:
@@ -299,12 +296,12 @@ class Walker:
                     if found is None:
                         continue
                     if not isinstance(found.origin, Cube) or trail.bearing.fixed is not None:
-                        yield replace(trail, refused=True)
+                        yield trail._replace(refused=True)
                         return
                     overlap = tuple(known for known in less if known.meet(found.origin))
-                    yield replace(found, refused=True, less=overlap)
+                    yield found._replace(refused=True, less=overlap)
                     less.append(found.origin)
-        yield replace(trail, less=tuple(less))
+        yield trail._replace(less=tuple(less))
 
     def _boxes(self, world: World, families: Collection[int], box: Box) -> list[Box]:
         """`box` cut so finely that inside a part, at each address, one candidate wins."""
@@ -441,15 +438,14 @@ def _rewritten(rewrite: Rewrite, candidate: Candidate, trail: Trail) -> Iterator
         if goes_on and rewrite.ports is not None:
             bearing = part.bearing
             if rewrite.ports.width == 1:
-                bearing = replace(bearing, port=rewrite.ports.first)
+                bearing = bearing._replace(port=rewrite.ports.first)
             else:
                 change = rewrite.ports.first - (candidate.ports or ALL_PORTS).first
-                bearing = replace(
-                    bearing,
+                bearing = bearing._replace(
                     shift=bearing.shift + change,
                     port=None if bearing.port is None else bearing.port + change,
                 )
-            yield replace(part, bearing=bearing), True
+            yield part._replace(bearing=bearing), True
         else:
             yield part, goes_on
 
@@ -459,10 +455,10 @@ def _moved(rewrite: Rewrite, trail: Trail) -> Iterator[tuple[Trail, bool]]:
     if move is None:
         yield trail, True
     elif isinstance(move, ToName):
-        yield replace(trail, bearing=replace(trail.bearing, fixed=move.name)), True
+        yield trail._replace(bearing=trail.bearing._replace(fixed=move.name)), True
     elif isinstance(move, ToPrefix) and move.prefix.length == move.prefix.bits:
         fixed = address_of(move.prefix.family, move.prefix.first)
-        yield replace(trail, bearing=replace(trail.bearing, fixed=fixed)), True
+        yield trail._replace(bearing=trail.bearing._replace(fixed=fixed)), True
     elif isinstance(trail.bearing.fixed, str):
         # The name's address is not known yet: the forwarder asks again when it is.
         yield trail, False
@@ -513,4 +509,4 @@ def _carried(prefix: Prefix, trail: Trail) -> Iterator[tuple[Trail, bool]]:
             return
         assert isinstance(refused.origin, Cube)
         less.append(refused.origin)
-    yield replace(trail, less=tuple(less)), True
+    yield trail._replace(less=tuple(less)), True
