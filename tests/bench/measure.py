@@ -1,32 +1,103 @@
-"""How the benchmarks measure and report: interleaved rounds, medians, and a bar with each figure."""
+"""How the benchmarks measure and report: interleaved rounds, CPU time, and a bar with each figure.
+
+The machine may be shared, so a figure is the median of many short rounds in which all subjects take
+turns, with the minimum (what the machine can do undisturbed) beside it, and the report begins with
+the processor and the load it was made under.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
+import platform
+import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
-def nanoseconds(subjects: Mapping[str, Callable[[], int]], rounds: int = 7) -> dict[str, float]:
-    """The median CPU time one call of each subject takes, in ns.
+class Figure(NamedTuple):
+    """What some rounds took."""
 
-    A subject makes many calls and returns how many. The subjects take turns, so that whatever else
-    the machine does falls on all of them; CPU time, so that waiting for a core is not counted.
+    least: float
+    median: float
+
+    @classmethod
+    def of(cls, times: Sequence[float]) -> Figure:
+        """Of one time a round."""
+        return cls(min(times), statistics.median(times))
+
+
+def nanoseconds(
+    subjects: Mapping[str, Callable[[Sequence[T]], None]],
+    items: Sequence[T],
+    rounds: int = 80,
+    each: int = 4000,
+) -> dict[str, Figure]:
+    """The CPU time each subject takes for one item, in ns.
+
+    A subject is given `each` items a round. The subjects take turns, so that whatever else the
+    machine does falls on all of them; everyone in turn begins the round; and nobody gets the items of
+    the one before, whose way through a shared table would be in the cache. CPU time, so that waiting
+    for a core is not counted.
     """
     times: dict[str, list[float]] = {name: [] for name in subjects}
+    names = list(subjects)
+    at = 0
     gc.collect()
     gc.disable()
     try:
-        for _ in range(rounds):
-            for name, subject in subjects.items():
+        for number in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                some = items[at : at + each]
+                at = (at + each) % (len(items) - each)
                 start = time.process_time()
-                calls = subject()
-                times[name].append((time.process_time() - start) / calls * 1e9)
+                subjects[name](some)
+                times[name].append((time.process_time() - start) / each * 1e9)
     finally:
         gc.enable()
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: Figure.of(found) for name, found in times.items()}
+
+
+class ProcessTimes(NamedTuple):
+    """What a whole process takes, in seconds."""
+
+    cpu: Figure
+    wall: Figure
+
+
+def process_times(command: Sequence[str], cwd: Path, rounds: int = 15) -> ProcessTimes:
+    """Run a command that must succeed again and again, with its bytecode cached as an installation's is.
+
+    Raises CalledProcessError, also for a command that only fails once.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    cpu, wall = [], []
+    for number in range(rounds + 1):
+        before, start = os.times(), time.perf_counter()
+        subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, check=True)
+        took, after = time.perf_counter() - start, os.times()
+        if number:  # the first run writes the bytecode
+            wall.append(took)
+            cpu.append(
+                after.children_user - before.children_user + after.children_system - before.children_system
+            )
+    return ProcessTimes(Figure.of(cpu), Figure.of(wall))
+
+
+def machine() -> str:
+    """The processor, the interpreter and the load, for whoever judges the figures."""
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    load = " ".join(f"{one:.2f}" for one in os.getloadavg())
+    name = model[1] if model else platform.machine()
+    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load}"
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """The table: lookups beside C tries, whole decisions, a million prefixes from a file, start-up.
 
 The prefixes have the lengths of an Internet routing table, more or less, and the addresses asked
-for are half inside them and half anywhere. Every subject gets the same packed addresses.
+for are half inside them and half anywhere. Every subject gets packed addresses and does with them what
+is fastest for it: pytricia is asked as it is, frozen (its tree laid out anew), and through integers.
 """
 
 from __future__ import annotations
@@ -9,15 +10,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.bench.measure import Report, nanoseconds
+from tests.bench.measure import Report, machine, nanoseconds, process_times
 from tests.strategies import GUARD, listener, policy, prefix, region, route, upstream, wall
 from urelay.net.address import Address, Prefix
 from urelay.policy.model import Deny, Destinations, Direct, Policy, Region, TableChoice, Via
@@ -32,10 +31,12 @@ _LENGTHS = {16: 1, 18: 1, 19: 2, 20: 4, 21: 4, 22: 10, 23: 8, 24: 60, 32: 10}
 def main() -> int:
     """Run everything; exit status 1 when a bar was missed."""
     report = Report()
+    print(machine(), end="\n\n")
     for size in SIZES:
         _lookups(report, size)
     _compile(report)
     _processes(report)
+    print(machine())
     return report.status()
 
 
@@ -83,45 +84,42 @@ def _lookups(report: Report, size: int) -> None:
     prefixes = random_prefixes(size)
     asked = random_addresses(prefixes)
     table = compile_policy(example_policy(prefixes))
-    subjects = {"urelay": _each(table.world("main").v4.lookup, asked)}
-    subjects |= _peers(prefixes, asked)
     decide, source = table.decide, bytes((192, 168, 7, 9))
 
-    def decisions() -> int:
-        for address in asked:
+    def decisions(addresses: Sequence[Address]) -> None:
+        for address in addresses:
             decide(address, 443, source, "lan")
-        return len(asked)
 
-    subjects["urelay, whole decision"] = decisions
-    found = nanoseconds(subjects)
-    report.table(f"{size:,} IPv4 prefixes", ["ns"], ([name, f"{ns:,.0f}"] for name, ns in found.items()))
-    if "pytricia" in found:
-        report.bar(f"lookup at {size:,}, against pytricia", found["urelay"], found["pytricia"], "ns")
+    subjects = {"urelay": _each(table.world("main").v4.lookup), "urelay, whole decision": decisions}
+    subjects |= _peers(prefixes)
+    found = nanoseconds(subjects, asked)
+    rows = ([name, f"{figure.least:,.0f}", f"{figure.median:,.0f}"] for name, figure in found.items())
+    report.table(f"{size:,} IPv4 prefixes", ["least ns", "median ns"], rows)
+    pytricia = [figure.median for name, figure in found.items() if name.startswith("pytricia")]
+    if pytricia:
+        report.bar(f"lookup at {size:,}, against pytricia", found["urelay"].median, min(pytricia), "ns")
     else:
         report.skipped(f"lookup at {size:,}, against pytricia", "pytricia is not installed")
-    report.bar(f"whole decision at {size:,}", found["urelay, whole decision"] / 1000, 1.5, "µs")
+    report.bar(f"whole decision at {size:,}", found["urelay, whole decision"].median / 1000, 1.5, "µs")
     print()
 
 
-def _each(lookup: Callable[[Address], object], asked: list[Address]) -> Callable[[], int]:
-    def run() -> int:
-        for address in asked:
+Subject = Callable[[Sequence[Address]], None]
+
+
+def _each(lookup: Callable[[Address], object]) -> Subject:
+    def run(addresses: Sequence[Address]) -> None:
+        for address in addresses:
             lookup(address)
-        return len(asked)
 
     return run
 
 
-def _peers(prefixes: list[Prefix], asked: list[Address]) -> dict[str, Callable[[], int]]:
+def _peers(prefixes: list[Prefix]) -> dict[str, Subject]:
     """The same lookups by other libraries, as far as they are installed."""
-    subjects: dict[str, Callable[[], int]] = {}
+    subjects: dict[str, Subject] = {}
     if importlib.util.find_spec("pytricia") is not None:
-        import pytricia
-
-        trie = pytricia.PyTricia(32)
-        for _, first, length in prefixes:
-            trie.insert(first.to_bytes(4), length, True)
-        subjects["pytricia"] = _each(trie.get, asked)
+        subjects |= _pytricia(prefixes)
     if importlib.util.find_spec("radix") is not None:
         import radix
 
@@ -129,25 +127,50 @@ def _peers(prefixes: list[Prefix], asked: list[Address]) -> dict[str, Callable[[
         for _, first, length in prefixes:
             tree.add(packed=first.to_bytes(4), masklen=length)
 
-        def search() -> int:
-            for address in asked:
+        def search(addresses: Sequence[Address]) -> None:
+            for address in addresses:
                 tree.search_best(packed=address)
-            return len(asked)
 
         subjects["py-radix"] = search
     if len(prefixes) <= 100_000:
         import netaddr
 
         blocks = netaddr.IPSet(netaddr.IPNetwork((first, length), version=4) for _, first, length in prefixes)
-        few = [netaddr.IPAddress(int.from_bytes(address), 4) for address in asked[:2000]]
 
-        def contain() -> int:
-            for address in few:
-                _ = address in blocks
-            return len(few)
+        def contain(addresses: Sequence[Address]) -> None:
+            for address in addresses:
+                _ = netaddr.IPAddress(int.from_bytes(address), 4) in blocks
 
         subjects["netaddr IPSet"] = contain
     return subjects
+
+
+def _pytricia(prefixes: list[Prefix]) -> dict[str, Subject]:
+    import pytricia
+
+    def subjects(trie: pytricia.PyTricia) -> tuple[Subject, Subject, Subject]:
+        def subscript(addresses: Sequence[Address]) -> None:
+            for address in addresses:
+                trie[address]
+
+        def through_integer(addresses: Sequence[Address]) -> None:
+            from_bytes = int.from_bytes
+            for address in addresses:
+                trie[from_bytes(address)]
+
+        return _each(trie.get), subscript, through_integer
+
+    tries = pytricia.PyTricia(32), pytricia.PyTricia(32)
+    for trie in tries:
+        trie.insert(bytes(4), 0, True)  # everything is found, so that subscripts need not raise
+        for _, first, length in prefixes:
+            trie.insert(first.to_bytes(4), length, True)
+    tries[1].freeze()
+    return {
+        f"pytricia{frozen}{how}": subject
+        for frozen, trie in zip(("", ", frozen"), tries, strict=True)
+        for how, subject in zip((", get", ", [ ]", ", integer"), subjects(trie), strict=True)
+    }
 
 
 def _compile(report: Report) -> None:
@@ -175,13 +198,10 @@ def _processes(report: Report) -> None:
         report.skipped("urelay --help, urelay check", "there is no command line here")
         return
     for arguments, bar in ((["--help"], 0.15), (["check", "rules/site.urr"], 0.4)):
-        took = []
-        for _ in range(9):
-            start = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-m", "urelay", *arguments], cwd=ROOT, capture_output=True, text=True
-            )
-            took.append(time.perf_counter() - start)
-            if done.returncode:
-                sys.exit(f"urelay {' '.join(arguments)} failed: {done.stderr}")
-        report.bar(f"urelay {' '.join(arguments)}", statistics.median(took), bar, "s")
+        cpu, wall = process_times([sys.executable, "-m", "urelay", *arguments], ROOT)
+        print(
+            f"urelay {' '.join(arguments)}: cpu {cpu.least:.3f} s at least, {cpu.median:.3f} in the median; ",
+            end="",
+        )
+        print(f"wall clock {wall.least:.3f} and {wall.median:.3f}")
+        report.bar(f"urelay {' '.join(arguments)}, cpu", cpu.median, bar, "s")
