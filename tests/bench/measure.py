@@ -1,8 +1,8 @@
 """How the benchmarks measure and report: interleaved rounds, CPU time, and a bar with each figure.
 
-The machine may be shared, so a figure is the median of many short rounds in which all subjects take
-turns, with the minimum (what the machine can do undisturbed) beside it, and the report begins with
-the processor and the load it was made under.
+The machine may be shared, and then the same code takes half as long again for seconds on end. So all
+subjects take turns in many short rounds. The bars are for an undisturbed machine, which the least of
+the rounds comes nearest to; the median stands beside it, and the processor and the load above.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import random
 import re
 import statistics
 import subprocess
@@ -43,19 +44,20 @@ def nanoseconds(
     """The CPU time each subject takes for one item, in ns.
 
     A subject is given `each` items a round. The subjects take turns, so that whatever else the
-    machine does falls on all of them; everyone in turn begins the round; and nobody gets the items of
-    the one before, whose way through a shared table would be in the cache. CPU time, so that waiting
-    for a core is not counted.
+    machine does falls on all of them; their order is another one each round, and nobody gets the items of
+    the one before, since what a neighbour leaves in the cache is help or harm. CPU time, so that
+    waiting for a core is not counted.
     """
     times: dict[str, list[float]] = {name: [] for name in subjects}
     names = list(subjects)
+    shuffle = random.Random(0).shuffle
     at = 0
     gc.collect()
     gc.disable()
     try:
-        for number in range(rounds):
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
+        for _ in range(rounds):
+            shuffle(names)
+            for name in names:
                 some = items[at : at + each]
                 at = (at + each) % (len(items) - each)
                 start = time.process_time()

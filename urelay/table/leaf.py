@@ -149,7 +149,7 @@ class _Cell:
 class Leaf:
     """The layers of one destination. Compared by identity: the same leaf decides the same."""
 
-    __slots__ = ("_few", "carries_ipv4", "layers", "routes", "sole", "walls")
+    __slots__ = ("carries_ipv4", "few", "layers", "routes", "sole", "walls")
 
     def __init__(self, walls: tuple[Layer, ...], routes: tuple[Layer, ...], carries_ipv4: bool) -> None:
         self.walls = walls
@@ -159,7 +159,8 @@ class Leaf:
         """IPv6 only: addresses here embed IPv4 ones, which the final check must see as well."""
         few = sum(len(layer.rows) for layer in self.layers) <= _FEW
         # What nearly every leaf is, in one tuple: 100 ns less than going from layer to layer.
-        self._few = tuple(row for layer in self.layers for row in layer.rows) if few else ()
+        self.few = tuple(row for layer in self.layers for row in layer.rows) if few else ()
+        """All rows, the strongest first, of a leaf that has few; else none"""
         first = self.layers[0].candidates[0] if self.layers else None
         self.sole = first if first is not None and first.unconditional else None
         """The winner for every connection, when there is such a one."""
@@ -181,7 +182,7 @@ class Leaf:
     def find(self, port: int, source: Address | None, listener: str | None) -> Candidate | None:
         """The winner for one connection, or None when nothing here matches it."""
         # Hot: no helper calls, and the most common case (nothing but ports asked for) first.
-        for first, last, asks, candidate in self._few or self._rows_at(port, source):
+        for first, last, asks, candidate in self.few or self._rows_at(port, source):
             if first <= port <= last:
                 if asks is None:
                     return candidate
