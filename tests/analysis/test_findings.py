@@ -20,9 +20,7 @@ from urelay.table.compile import compile_policy
 
 FOLDER = Path(__file__).parent.parent / "corpus" / "findings"
 CASES = sorted(FOLDER.glob("*.urr"))
-CODES = (
-    "UR201 UR202 UR203 UR210 UR220 UR221 UR222 UR223 UR224 UR225 UR226 UR227 UR301 UR302 UR303".split()
-)
+CODES = "UR201 UR202 UR203 UR210 UR220 UR221 UR222 UR223 UR224 UR225 UR226 UR227 UR301 UR302 UR303".split()
 
 
 def findings(path: Path) -> list[Diagnostic]:

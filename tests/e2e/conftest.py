@@ -23,7 +23,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("netns") is not None:
         if os.geteuid() != 0:
             pytest.skip("network namespaces need root")
-        for tool in ("ip", "nsenter"):
+        for tool in ("ip", "nsenter", "setpriv"):
             if programs.find(tool) is None:
                 pytest.skip(f"network namespaces need `{tool}`")
     for mark in item.iter_markers("peer"):
@@ -31,8 +31,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"needs `{mark.args[0]}`")
 
 
+@pytest.fixture(scope="session")
+def clean_slate() -> None:
+    """Nothing of a run that was killed is in the way."""
+    Namespace.remove_forgotten()
+
+
 @pytest.fixture
-def net() -> Iterator[Network]:
+def net(clean_slate: None) -> Iterator[Network]:
     """Namespaces that are gone after the test."""
     with Network() as network:
         yield network

@@ -32,11 +32,16 @@ class Server:
         self.port: int = listener.getsockname()[1] if listener.family != socket.AF_UNIX else 0
         self.accepted = 0
         self.peers: list[str] = []
+        """Where each client came from, `ADDRESS:PORT` without brackets"""
         self._handler = handler
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
+
+    def hosts(self) -> list[str]:
+        """The addresses its clients came from."""
+        return [peer.rpartition(":")[0] for peer in self.peers]
 
     def _accept(self) -> None:
         while True:
@@ -47,7 +52,7 @@ class Server:
             thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
             with self._lock:
                 self.accepted += 1
-                self.peers.append(peer[0].removeprefix("::ffff:") if peer else "")
+                self.peers.append(f"{peer[0].removeprefix('::ffff:')}:{peer[1]}" if peer else "")
                 self._open.add(sock)
                 self._threads.append(thread)
             thread.start()

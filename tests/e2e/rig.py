@@ -29,6 +29,7 @@ T = TypeVar("T")
 READY_S = 20.0
 """How long a program may take to get ready: the machine may be small and busy."""
 
+_DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count(1)
@@ -92,6 +93,13 @@ class Namespace:
     def command(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` inside, as the very process that is started."""
         return ["nsenter", f"--net={self.path}", "--", *argv]
+
+    @staticmethod
+    def remove_forgotten() -> None:
+        """Removes the namespaces of test processes that were killed before they could."""
+        for path in Path("/run/netns").glob("urt-*"):
+            if not Path("/proc", path.name.split("-")[1]).exists():
+                _tool("ip", "netns", "del", path.name)
 
     def call(self, function: Callable[[], T]) -> T:
         """What `function` returns (or raises) on a thread inside."""
@@ -181,7 +189,7 @@ class Program:
         self._news = threading.Condition()
         self._ended = False
         self.process = subprocess.Popen(
-            netns.command(argv) if netns is not None else argv,
+            [*_DIES_WITH_US, *(netns.command(argv) if netns is not None else argv)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -68,7 +68,7 @@ def test_a_chain_of_two_real_proxies(
     )
     got = line.curl(line.url)
     assert (got.returncode, got.stdout) == (0, peers.position_coded(1_000_000)), got.stderr
-    assert line.web.peers == ["203.0.113.1"]
+    assert line.web.hosts() == ["203.0.113.1"]
     (record,) = relay.records(1)
     assert (record["outcome"], record["upstream"], record["end"]) == ("via", "second", "eof")
     assert record["bytes_down"] > 1_000_000

@@ -81,7 +81,7 @@ def test_an_ipv4_client_reaches_an_ipv4_server_across_ipv6(
         sock.sendall(b"across")
         sock.shutdown(socket.SHUT_WR)
         assert peers.drain(sock) == b"across"
-    assert server.peers == ["203.0.113.1"]
+    assert server.hosts() == ["203.0.113.1"]
     (out,), (back,) = clat.records(1), plat.records(1)
     assert out["destination"] == SERVER
     assert out["dialed"] == f"[{EMBEDDED[prefix]}]:{PORT}"

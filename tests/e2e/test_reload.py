@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,41 +15,48 @@ import pytest
 import urelay
 from tests.e2e import peers
 from tests.e2e.conftest import Serve
-from tests.e2e.rig import Namespace, Network
+from tests.e2e.rig import Namespace, Network, until
 
 pytestmark = pytest.mark.netns
 
 EVEN, ODD = "198.51.100.2", "198.51.100.3"
+CLIENT = "198.51.100.9"
 HEAD = "listen lan = transparent [::]:1080\n"
 POLICIES = (
     HEAD + f"match {EVEN} -> direct\nmatch {ODD} -> deny\n",
     HEAD + f"match {EVEN} -> deny\nmatch {ODD} -> direct\n",
 )
 RELOADS = 20
+_ports = itertools.count(10_000)
 RATE_PER_S = 200
 
 
 @pytest.fixture
 def box(net: Network) -> Namespace:
-    """A namespace with both destinations."""
+    """A namespace with both destinations, and a client's address."""
     box = net.namespace("box")
-    box.address("lo", f"{EVEN}/32", f"{ODD}/32", "198.51.100.9/32")
+    box.address("lo", f"{EVEN}/32", f"{ODD}/32", f"{CLIENT}/32")
     return box
 
 
 def visit(box: Namespace, address: str) -> tuple[str, str]:
     """One client: its own address and port, and what became of it (`direct`, `deny`, or `lost: …`)."""
-    try:
-        with box.connect(address, 1080) as sock:
-            source = "{}:{}".format(*sock.getsockname()[:2])
-            try:
-                sock.sendall(b"hello")
-                got = peers.read_exactly(sock, 5)
-            except (ConnectionResetError, BrokenPipeError):
-                got = b""
-            return source, "direct" if got == b"hello" else "deny"
-    except OSError as error:
-        return "nowhere", f"lost: {error}"
+    with box.call(lambda: socket.socket(socket.AF_INET)) as sock:
+        sock.settimeout(10)
+        # A port of its own finds each client's line in the log, and is known even to one that is
+        # denied so quickly that connecting fails. They stay below the ports the kernel picks.
+        port = next(_ports)
+        sock.bind((CLIENT, port))
+        source = f"{CLIENT}:{port}"
+        try:
+            sock.connect((address, 1080))
+            sock.sendall(b"hello")
+            said = peers.read_exactly(sock, 5)
+        except (ConnectionResetError, BrokenPipeError):
+            said = b""
+        except OSError as error:
+            return source, f"lost: {error}"
+    return source, "direct" if said == b"hello" else "deny"
 
 
 def test_none_of_200_connections_a_second_is_lost_across_20_reloads(
@@ -65,23 +74,23 @@ def test_none_of_200_connections_a_second_is_lost_across_20_reloads(
     assert len(loaded) == 2
 
     stopping = threading.Event()
+    visits: list[tuple[str, Future[tuple[str, str]]]] = []
     with ThreadPoolExecutor(32) as pool:
 
-        def load() -> list[tuple[str, str, str]]:
-            visits = []
+        def load() -> None:
             began = time.monotonic()
             while not stopping.is_set():
                 address = (EVEN, ODD)[len(visits) % 2]
                 visits.append((address, pool.submit(visit, box, address)))
                 # Paced, not synchronised: the next client is due at its own moment.
                 stopping.wait(max(0.0, began + len(visits) / RATE_PER_S - time.monotonic()))
-            return [(address, *future.result()) for address, future in visits]
 
         began = time.monotonic()
         clients = pool.submit(load)
         try:
             for number in range(1, RELOADS + 1):
                 relay.policy.write_text(policies[number % 2])
+                until(lambda due=number * 40: len(visits) >= due, "clients before the next reload")
                 relay.reload()
                 # What is accepted after the relay said so is decided by the new policy.
                 expected = ("direct", "deny") if number % 2 == 0 else ("deny", "direct")
@@ -89,12 +98,13 @@ def test_none_of_200_connections_a_second_is_lost_across_20_reloads(
         finally:
             stopping.set()
         took_s = time.monotonic() - began
-        visits = clients.result()
+        clients.result()
+        seen = [(address, *visit.result()) for address, visit in visits]
 
-    assert len(visits) > 0.75 * RATE_PER_S * took_s, "the load was not what it should have been"
-    assert [what for _, _, what in visits if what not in ("direct", "deny")] == []
-    records = {record["source"]: record for record in relay.records(len(visits) + 2 * RELOADS)}
-    for address, source, outcome in visits:
+    assert len(seen) > 0.75 * RATE_PER_S * took_s, "the load was not what it should have been"
+    assert [what for _, _, what in seen if what not in ("direct", "deny")] == []
+    records = {record["source"]: record for record in relay.records(len(seen) + 2 * RELOADS)}
+    for address, source, outcome in seen:
         record = records[source]
         decision = loaded[record["policy"]].decide(
             address, 1080, source=source.rpartition(":")[0], listener="lan"
@@ -109,11 +119,9 @@ def test_an_invalid_policy_leaves_the_old_one_running_and_says_why(
     stack.enter_context(peers.Server(box.listen("0.0.0.0", 7), peers.echo))
     good = POLICIES[0].replace("-> direct", "-> rewrite port 7 then direct")
     relay = serve(good, box)
-    before = relay.records(0)
-    assert before == []
     relay.policy.write_text(good + "match @nobody -> direct\n")
     relay.reload("UR101")
-    relay.wait_line("still")
+    relay.wait_line("stays in force")
     assert visit(box, EVEN)[1] == "direct"
     assert visit(box, ODD)[1] == "deny"
     relay.policy.write_text(POLICIES[1].replace("-> direct", "-> rewrite port 7 then direct"))

@@ -56,4 +56,4 @@ def test_curl_through_a_real_dante(net: Network, stack: ExitStack, tmp_path: Pat
     stack.callback(programs.dante(tmp_path, proxy, "10.0.0.2", 1080, "files").stop)
     got = near.run("curl", "-sS", "-x", "socks5://10.0.0.2:1080", f"http://203.0.113.10:{server.port}/")
     assert (got.returncode, got.stdout) == (0, b"files"), got.stderr
-    assert server.peers == ["203.0.113.1"]
+    assert server.hosts() == ["203.0.113.1"]

@@ -71,7 +71,7 @@ def test_curl_fetches_ten_megabytes_by_literal_address(tunnel: Tunnel, serve: Se
     expected = peers.position_coded(TEN_MEGABYTES)
     for address in FILES:
         assert tunnel.fetch(address) == expected, address
-    assert set(tunnel.web.peers) == {"203.0.113.1", "2001:db8:77::1"}
+    assert set(tunnel.web.hosts()) == {"203.0.113.1", "2001:db8:77::1"}
     records = relay.records(2)
     assert [(record["destination"], record["port"]) for record in records] == [(a, PORT) for a in FILES]
     assert {(record["listener"], record["outcome"], record["end"]) for record in records} == {

@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 from urelay.analysis.phrases import clauses_text, listing, prefix_text
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
+from urelay.lang.source import Span
 from urelay.net.address import Prefix
 from urelay.policy.model import ALL_PORTS, NamePattern, Policy, PortRange, Region, Route
 
@@ -182,9 +183,9 @@ def _conflict(tie: _Tie) -> Diagnostic:
         code,
         message,
         Label(tie.other.node.region.span),
-        Label(tie.other.node.action.span, "the other says this"),
+        Label(_said(tie.other), "the other says this"),
         Label(tie.one.node.region.span),
-        Label(tie.one.node.action.span, "one says this"),
+        Label(_said(tie.one), "one says this"),
         remarks=(
             Remark("both", f"{_destinations(tie)}{clauses_text(region)}{_silent_about(region)}"),
             Remark(
@@ -192,6 +193,12 @@ def _conflict(tie: _Tie) -> Diagnostic:
             ),
         ),
     )
+
+
+def _said(route: Route) -> Span:
+    """Everything behind the arrow, options too."""
+    node = route.node
+    return node.action.span.to(node.options[-1].span) if node.options else node.action.span
 
 
 def _common_listeners(tie: _Tie) -> frozenset[str] | None:

@@ -107,8 +107,19 @@ def _piercing(
                 assert isinstance(candidate.rule, Route)
                 if candidate.decision is None and cells.decide(world, example, part).denied:
                     continue
-                found[id(candidate.rule)] = _Piercing(candidate.rule, where)
+                found[id(candidate.rule)] = _Piercing(
+                    candidate.rule, _let_through(deny, candidate.rule, where, part)
+                )
     return found
+
+
+def _let_through(deny: Route, route: Route, where: str, box: Box) -> str:
+    """What gets past the deny, `where` being one place of it."""
+    region = deny.region
+    if region.destinations is None:
+        where = destinations_text(route.region.destinations)
+    ports = None if region.ports is None and route.region.ports is None else (box.ports,)
+    return where + clauses_text(Region(ports=ports, sources=region.sources, listeners=region.listeners))
 
 
 def _lets_through(winner: Candidate, deny: Route) -> bool:
@@ -152,7 +163,7 @@ def _crossing(deny: Route, piercing: list[_Piercing]) -> Diagnostic:
     piercing.sort(key=lambda one: (one.route.origin.file, one.route.origin.line))
     said = clauses_text(deny.region)
     labels = [
-        Label(one.route.node.region.span, f"longer, so it wins for {one.where}{said}")
+        Label(one.route.node.region.span, f"longer, so it wins for {one.where}")
         for one in piercing[:MOST_ROUTES]
     ]
     remarks = [Remark("note", f"destination is compared before{_compared(deny.region)}")]

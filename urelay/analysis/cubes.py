@@ -60,8 +60,9 @@ class Cube(NamedTuple):
             yield self
             return
         rest = self
-        while bit := rest.free & ~common.free:
-            bit &= -bit
+        while open_bits := rest.free & ~common.free:
+            # The highest bit first: a prefix without a prefix stays a few prefixes.
+            bit = 1 << (open_bits.bit_length() - 1)
             outside = rest.value | (bit & ~common.value)
             yield Cube(self.family, outside, rest.free & ~bit)
             rest = Cube(self.family, rest.value | (bit & common.value), rest.free & ~bit)

@@ -42,12 +42,16 @@ from urelay.table.world import World
 
 
 def find_loops(cells: Cells) -> Iterator[Diagnostic]:
-    """UR225, at most one finding a route."""
+    """UR225, at most one finding a route, and one for all the routes on a loop."""
     policy = cells.table.policy
+    spoken: set[int] = set()
     for route in _may_return([route for routes in policy.tables.values() for route in routes]):
+        if id(route) in spoken:
+            continue
         world = cells.table.world(route.table)
         trail = next((end for end in _ends(cells, world, route) if end.loops), None)
         if trail is not None:
+            spoken.update(id(step) for _, step, _ in trail.steps)
             yield _loop(route, trail)
 
 

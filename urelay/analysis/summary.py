@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from urelay.analysis.boxes import Box, Listeners, Sources
 from urelay.analysis.cells import Cell, Stretch
-from urelay.analysis.cubes import ISATAP, Cube
+from urelay.analysis.cubes import Cube
 from urelay.analysis.phrases import (
     MOST,
     braces,
@@ -83,8 +83,12 @@ class Summary:
                 run.append(stretch)
         for parts, run in sorted(by_parts.items(), key=lambda item: item[1][0]):
             yield from ((_stretches_text(run, most), part) for part in parts)
+        by_carriers: dict[tuple[Part, ...], Cube] = {}
         for cube, boxes in sorted(self._scattered.items()):
-            yield from ((_scattered_text(cube), part) for part in simplified(boxes))
+            by_carriers.setdefault(simplified(boxes), cube)
+        for parts, cube in by_carriers.items():
+            text = f"IPv6 addresses with an IPv4 address inside, like {address_text(cube.example)},"
+            yield from ((text, part) for part in parts)
         by_names: dict[tuple[Part, ...], list[str]] = defaultdict(list)
         for name, boxes in self._names.items():
             by_names[simplified(boxes)].append("every other name" if name is None else str(name))
@@ -143,10 +147,3 @@ def _stretches_text(run: Sequence[Stretch], most: int) -> str:
             words = [*words[:most], *(["and more"] if left else [])]
             break
     return braces(words)
-
-
-def _scattered_text(cube: Cube) -> str:
-    example = address_text(cube.example)
-    kind = "ISATAP addresses" if ISATAP.meet(cube) == cube else "addresses"
-    bits = f"2^{cube.free.bit_count()}"
-    return f"{bits} {kind} like {example}"
