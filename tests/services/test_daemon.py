@@ -207,7 +207,7 @@ def test_a_policy_with_errors_leaves_the_old_one_running_and_says_why(start, ech
     digest = SERVING.fullmatch(relay.said[-1])["digest"]
     relay.reload(
         socks(port) + "match any -> via nowhere\n",
-        f"urelay: error: p.urr was not reloaded: .*; policy {digest} is still in force",
+        f"urelay: error: p.urr was not reloaded: .*; policy {digest} stays in force",
     )
     assert any(line.startswith("error[UR101]") for line in relay.said)
     assert any("--> p.urr:2:" in line for line in relay.said)

@@ -205,7 +205,7 @@ class Daemon:
 
     def _keep(self, why: str) -> None:
         digest = self._generation.policy.digest[:8]
-        _log.error("%s was not reloaded: %s; policy %s is still in force", self._path, why, digest)
+        _log.error("%s was not reloaded: %s; policy %s stays in force", self._path, why, digest)
 
     def _swap(self, generation: Generation) -> None:
         """Make another generation the one that runs; on StartError nothing has changed."""
