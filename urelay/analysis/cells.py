@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from urelay.analysis.boxes import Box
-from urelay.analysis.cubes import ISATAP, Cube, cube_of, cubes_between
+from urelay.analysis.cubes import ISATAP, MAPPED, Cube, cube_of, cubes_between, remainder
 from urelay.analysis.phrases import merged
-from urelay.analysis.walk import MAPPED, Bearing, NameClass, Trail, Walker, leaves, remainder
+from urelay.analysis.trails import Bearing, NameClass, Trail
+from urelay.analysis.walk import Walker, leaves
 from urelay.net.address import Host, address_of, host_prefix
 from urelay.policy.model import Destinations, NameKind, NamePattern, Route
 from urelay.table.decision import Decision

@@ -164,6 +164,9 @@ def extraction(length: int) -> BitMap:
 U_OCTET_ZERO = Cube(6, 0, ((1 << 128) - 1) & ~(0xFF << 56))
 """The IPv6 addresses with bits 64 to 71 zero."""
 
+MAPPED = Cube(6, 0xFFFF << 32, 0xFFFF_FFFF)
+"""::ffff:0:0/96: never a destination, since it becomes its IPv4 address on arrival."""
+
 ISATAP = Cube(6, 0x0000_5EFE << 32, ((1 << 128) - 1) & ~(0xFCFF_FFFF << 32))
 """RFC 5214, 6.1; the universal and group bits may be anything."""
 
@@ -191,3 +194,17 @@ def origin_through(maps: Sequence[BitMap], cube: Cube) -> Cube | None:
             return None
         found = step.origin(found)
     return found
+
+
+def without_all(cube: Cube, others: Sequence[Cube]) -> Iterator[Cube]:
+    """The addresses of `cube` in none of the others."""
+    if not others:
+        yield cube
+        return
+    for part in cube.without(others[0]):
+        yield from without_all(part, others[1:])
+
+
+def remainder(cube: Cube, less: Sequence[Cube]) -> Cube | None:
+    """Some addresses of `cube` in none of `less`; None when there are none."""
+    return next(without_all(cube, less), None)

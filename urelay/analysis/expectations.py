@@ -19,8 +19,8 @@ from urelay.analysis.cells import Cell, Cells, Wanted, address_stretches, cubes_
 from urelay.analysis.cubes import Cube, cube_of
 from urelay.analysis.phrases import stretch_text
 from urelay.analysis.summary import Summary
+from urelay.analysis.trails import Trail
 from urelay.analysis.verdicts import outcome_text
-from urelay.analysis.walk import Trail
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.lang.source import Origin
 from urelay.net.address import Endpoint, address_text, host_prefix
