@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from urelay.analysis.boxes import Box
-from urelay.analysis.cubes import ISATAP, MAPPED, Cube, cube_of, cubes_between, remainder
+from urelay.analysis.cubes import MAPPED, Cube, cube_of, cubes_between, remainder
 from urelay.analysis.phrases import merged
 from urelay.analysis.trails import Bearing, NameClass, Trail
 from urelay.analysis.walk import Walker, leaves
@@ -25,7 +25,7 @@ from urelay.net.address import Host, address_of, host_prefix
 from urelay.policy.model import Destinations, NameKind, NamePattern, Route
 from urelay.table.decision import Decision
 from urelay.table.evaluate import Table
-from urelay.table.leaf import Leaf, dials
+from urelay.table.leaf import Leaf
 from urelay.table.world import World
 
 
@@ -111,32 +111,29 @@ class Cells:
     ) -> Iterator[Cell]:
         world = self.table.world(table)
         whole = list(boxes)
-        parts: dict[tuple[int, int], list[tuple[Box, Decision | None]]] = {}
+        parts: dict[int, list[tuple[Box, Decision | None]]] = {}
         for stretch in stretches:
-            family = stretch.family
             for first, last, leaf in leaves(world, *stretch):
-                key = id(leaf), family
-                if key not in parts:
-                    parts[key] = self._parts(world, leaf, whole, family, wanted)
-                for part, decision in parts[key]:
-                    yield from self._at(world, Stretch(family, first, last), part, decision)
+                if id(leaf) not in parts:
+                    parts[id(leaf)] = self._parts(world, leaf, whole, wanted)
+                for part, decision in parts[id(leaf)]:
+                    yield from self._at(world, Stretch(stretch.family, first, last), part, decision)
         for where, example, leaf in classes:
-            for part, decision in self._parts(world, leaf, whole, 0, wanted):
+            for part, decision in self._parts(world, leaf, whole, wanted):
                 if decision is not None:
                     yield Cell(where, part, decision, example, Bearing())
                 else:
                     yield from self._followed(world, Trail(where, part, Bearing(fixed=example)))
 
     def _parts(
-        self, world: World, leaf: Leaf, boxes: Sequence[Box], family: int, wanted: Wanted
+        self, world: World, leaf: Leaf, boxes: Sequence[Box], wanted: Wanted
     ) -> list[tuple[Box, Decision | None]]:
         """The boxes of a leaf with their constant decisions, as far as they are wanted."""
         found = []
         for box in boxes:
             for part, candidate in self.walker.partition(leaf, box):
                 decision = world.default if candidate is None else candidate.decision
-                # What dials an IPv6 address may yet be refused, so it is wanted in any case.
-                if decision is None or wanted(decision) or (family == 6 and dials(decision)):
+                if decision is None or wanted(decision):
                     found.append((part, decision))
         return found
 
@@ -184,31 +181,12 @@ class Cells:
         if decision is None:
             for cube in cubes_between(*here):
                 yield from self._followed(world, Trail(cube, box, Bearing()))
-        elif here.family == 6 and dials(decision):
-            yield from self._dialled(world, here, box, decision)
         else:
             yield Cell(here, box, decision, address_of(here.family, here.first), Bearing())
 
     def _followed(self, world: World, trail: Trail) -> Iterator[Cell]:
         for end in self.walker.follow(world, trail):
             yield from self._end(world, end, trail.bearing.fixed)
-
-    def _dialled(self, world: World, here: Stretch, box: Box, decision: Decision) -> Iterator[Cell]:
-        """An IPv6 stretch that is dialled: one cell, but for what ISATAP addresses in it may hide."""
-        rests: dict[Box, list[Cube]] = {}
-        cubes = cubes_between(*here)
-        for cube in cubes:
-            if cube.meet(ISATAP) is None:
-                continue
-            for end in self.walker.checked(world, cube, box):
-                if end.refused:
-                    yield from self._end(world, end, None)
-                else:
-                    rests.setdefault(end.box, []).extend(end.less)
-        for part, less in (rests or {box: []}).items():
-            example = next((rest for cube in cubes if (rest := remainder(cube, less))), None)
-            if example is not None:
-                yield Cell(here, part, decision, example.example, Bearing(), tuple(less))
 
     def _end(self, world: World, end: Trail, name: Host | None) -> Iterator[Cell]:
         """The cell of a trail's end; none when all of it is in other cells."""

@@ -22,7 +22,6 @@ from functools import cached_property
 
 from urelay.analysis.boxes import Box, partition
 from urelay.analysis.cubes import (
-    ISATAP,
     LOW_32,
     MAPPED,
     Cube,
@@ -33,7 +32,7 @@ from urelay.analysis.cubes import (
 )
 from urelay.analysis.readings import AS_IT_IS, REGISTERED, Reading, distinct_leaves, refused_cubes, refuses
 from urelay.analysis.rewrites import rewritten
-from urelay.analysis.trails import Bearing, Trail
+from urelay.analysis.trails import Trail
 from urelay.net.address import address_of
 from urelay.policy.model import (
     Deny,
@@ -68,10 +67,6 @@ class Walker:
         if known is None:
             known = self._partitions[key] = partition(leaf.candidates, box)
         return known
-
-    def checked(self, world: World, cube: Cube, box: Box) -> Iterator[Trail]:
-        """The ends of an address that is dialled as it is: only the final check is left."""
-        return self._check(world, Trail(cube, box, Bearing()))
 
     def follow(self, world: World, trail: Trail) -> Iterator[Trail]:
         """Every end of `trail` from `world` on; together they are all its connections."""
@@ -196,7 +191,7 @@ class Walker:
             own.append(cube_of(prefix))
         for domain, step, spared in REGISTERED:
             found += [Reading(part, step, spared) for part in without_all(domain, own)]
-        return (*found, Reading(ISATAP, LOW_32))
+        return tuple(found)
 
 
 def leaves(world: World, family: int, first: int, last: int) -> Iterator[tuple[int, int, Leaf]]:
