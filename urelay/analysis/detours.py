@@ -11,9 +11,8 @@ missed between two examples.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from urelay.analysis.boxes import Box, audience, partition
+from urelay.analysis.boxes import Box, audience
 from urelay.analysis.cells import Cell, Cells, address_stretches
 from urelay.analysis.cubes import Cube, cube_of, cubes_between
 from urelay.analysis.phrases import listing, merged, ports_text, stretch_text
@@ -138,6 +137,8 @@ def find_detours(cells: Cells) -> Iterator[Diagnostic]:
     """UR226, at most one finding a route."""
     policy = cells.table.policy
     for name, routes in policy.tables.items():
+        if not any(_denies(route) for route in routes):
+            continue  # nothing to go round; following a whole address space would take its time
         world = cells.table.world(name)
         for route in routes:
             deliver = route.action.deliver
@@ -172,7 +173,7 @@ def _denied_images(cells: Cells, world: World, end: Trail) -> Iterator[tuple[Rou
             part = end.within(met) if met is not None else None
             if met is None or part is None:
                 continue
-            for box, candidate in partition(leaf.candidates, part.box_now):
+            for box, candidate in cells.walker.partition(leaf, part.box_now):
                 rule = None if candidate is None else candidate.rule
                 if isinstance(rule, Route) and _denies(rule) and not _denied(cells, world, part.boxed(box)):
                     yield rule, part.boxed(box), met
@@ -302,7 +303,7 @@ def _meets(cells: Cells, world: World, end: Trail, own: Endpoint) -> bool:
     if part is None:
         return False
     port = end.box.ports.first if end.bearing.port is not None else own.port - end.bearing.shift
-    return not _denied(cells, world, replace(part, box=end.box._replace(ports=PortRange(port, port))))
+    return not _denied(cells, world, part._replace(box=end.box._replace(ports=PortRange(port, port))))
 
 
 def _return(route: Route, listener: Listener, own: Endpoint) -> Diagnostic:

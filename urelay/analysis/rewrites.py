@@ -7,7 +7,6 @@ trail that does not go on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from urelay.analysis.cubes import (
     U_OCTET_ZERO,
@@ -42,15 +41,14 @@ def rewritten(rewrite: Rewrite, candidate: Candidate, trail: Trail) -> Iterator[
         if goes_on and rewrite.ports is not None:
             bearing = part.bearing
             if rewrite.ports.width == 1:
-                bearing = replace(bearing, port=rewrite.ports.first)
+                bearing = bearing._replace(port=rewrite.ports.first)
             else:
                 change = rewrite.ports.first - (candidate.ports or ALL_PORTS).first
-                bearing = replace(
-                    bearing,
+                bearing = bearing._replace(
                     shift=bearing.shift + change,
                     port=None if bearing.port is None else bearing.port + change,
                 )
-            yield replace(part, bearing=bearing), True
+            yield part._replace(bearing=bearing), True
         else:
             yield part, goes_on
 
@@ -60,10 +58,10 @@ def _moved(rewrite: Rewrite, trail: Trail) -> Iterator[tuple[Trail, bool]]:
     if move is None:
         yield trail, True
     elif isinstance(move, ToName):
-        yield replace(trail, bearing=replace(trail.bearing, fixed=move.name)), True
+        yield trail._replace(bearing=trail.bearing._replace(fixed=move.name)), True
     elif isinstance(move, ToPrefix) and move.prefix.length == move.prefix.bits:
         fixed = address_of(move.prefix.family, move.prefix.first)
-        yield replace(trail, bearing=replace(trail.bearing, fixed=fixed)), True
+        yield trail._replace(bearing=trail.bearing._replace(fixed=fixed)), True
     elif isinstance(trail.bearing.fixed, str):
         # The name's address is not known yet: the forwarder asks again when it is.
         yield trail, False
@@ -114,4 +112,4 @@ def _carried(prefix: Prefix, trail: Trail) -> Iterator[tuple[Trail, bool]]:
             return
         assert isinstance(refused.origin, Cube)
         less.append(refused.origin)
-    yield replace(trail, less=tuple(less)), True
+    yield trail._replace(less=tuple(less)), True

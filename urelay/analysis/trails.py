@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from urelay.analysis.boxes import Box
 from urelay.analysis.cubes import (
@@ -27,8 +26,7 @@ NameClass: TypeAlias = NamePattern | None
 """Names decided alike: the name itself, all below it that no longer pattern covers; None: the rest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bearing:
+class Bearing(NamedTuple):
     """How a trail gets from what was asked for to where it goes now."""
 
     maps: tuple[BitMap, ...] = ()
@@ -49,8 +47,7 @@ class Bearing:
         return Endpoint(image_through(self.maps, Cube(origin.family, origin.value, 0)).example, port)
 
 
-@dataclass(frozen=True, slots=True)
-class Trail:
+class Trail(NamedTuple):
     """Connections that have fared alike so far."""
 
     origin: Cube | NameClass
@@ -111,7 +108,7 @@ class Trail:
             if self.bearing.port is None
             else self.box.ports
         )
-        return replace(self, box=Box(asked, now.sources, now.listeners))
+        return self._replace(box=Box(asked, now.sources, now.listeners))
 
     def within(self, target: Cube | None, reading: tuple[BitMap, ...] = ()) -> Trail | None:
         """The part whose address now, read through `reading`, lies in `target`."""
@@ -141,11 +138,11 @@ class Trail:
         if origin == self.origin:
             return self
         less = tuple(cube for cube in self.less if cube.meet(origin)) if self.less else ()
-        return replace(self, origin=origin, less=less)
+        return self._replace(origin=origin, less=less)
 
     def mapped(self, step: BitMap) -> Trail:
         """The same connections with another address."""
         bearing = self.bearing
         if bearing.fixed is None:
-            return replace(self, bearing=replace(bearing, maps=(*bearing.maps, step)))
-        return replace(self, bearing=replace(bearing, fixed=step.image(self.image).example))
+            return self._replace(bearing=bearing._replace(maps=(*bearing.maps, step)))
+        return self._replace(bearing=bearing._replace(fixed=step.image(self.image).example))

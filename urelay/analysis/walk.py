@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 from urelay.analysis.boxes import Box, partition
@@ -87,7 +86,7 @@ class Walker:
 
     def _at(self, world: World, leaf: Leaf, trail: Trail) -> Iterator[Trail]:
         for box, candidate in self.partition(leaf, trail.box_now):
-            part = replace(trail.boxed(box), final=candidate)
+            part = trail.boxed(box)._replace(final=candidate)
             route = None if candidate is None else candidate.rule
             if (
                 candidate is None
@@ -98,7 +97,7 @@ class Walker:
             elif part.empty:
                 continue
             elif _been(part, world):
-                yield replace(part, loops=True)
+                yield part._replace(loops=True)
             else:
                 yield from self._act(world, candidate, route, part)
 
@@ -107,7 +106,7 @@ class Walker:
         deliver, rewrite = route.action.deliver, route.action.rewrite
         ways: Iterable[tuple[Trail, bool]] = [(trail, True)]
         if rewrite is not None or isinstance(deliver, Lookup):
-            trail = replace(trail, steps=(*trail.steps, (world.name, route, trail.bearing)))
+            trail = trail._replace(steps=(*trail.steps, (world.name, route, trail.bearing)))
             ways = [(trail, True)] if rewrite is None else rewritten(rewrite, candidate, trail)
         for part, goes_on in ways:
             if not goes_on:
@@ -146,12 +145,12 @@ class Walker:
                     if found is None:
                         continue
                     if not isinstance(found.origin, Cube) or trail.bearing.fixed is not None:
-                        yield replace(trail, refused=True)
+                        yield trail._replace(refused=True)
                         return
                     overlap = tuple(known for known in less if known.meet(found.origin))
-                    yield replace(found, refused=True, less=overlap)
+                    yield found._replace(refused=True, less=overlap)
                     less.append(found.origin)
-        yield replace(trail, less=tuple(less))
+        yield trail._replace(less=tuple(less))
 
     def _boxes(self, world: World, families: Collection[int], box: Box) -> list[Box]:
         """`box` cut so finely that inside a part, at each address, one candidate wins."""

@@ -49,7 +49,9 @@ MAX_LOOKUPS = 16
 """How many tables one connection may be asked of. Loops are found when a policy is checked (UR225);
 this bounds what a table does that was never checked."""
 
-_Choices = tuple[World, tuple[tuple[Prefix, World], ...]]
+# The world of a listener's clients, and the ones of some of them, the longest prefix first: how many
+# bytes their addresses have, the shift and the value to compare, and their world.
+_Choices = tuple[World, tuple[tuple[int, int, int, World], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,9 @@ class Table:
             return self._main
         otherwise, by_source = choices
         if source is not None:
-            for prefix, world in by_source:
-                if prefix.holds(source):
+            width, number = len(source), int.from_bytes(source)
+            for bytes_wanted, shift, value, world in by_source:
+                if width == bytes_wanted and number >> shift == value:
                     return world
         return otherwise
 
@@ -324,8 +327,12 @@ def needs_address(action: Action, name_takers: frozenset[str]) -> bool:
 
 
 def _choices(listener: Listener, worlds: Mapping[str, World]) -> _Choices:
-    by_source = [(choice.source, worlds[choice.table]) for choice in listener.tables if choice.source]
-    by_source.sort(key=lambda choice: -choice[0].length)
+    prefixes = [(choice.source, worlds[choice.table]) for choice in listener.tables if choice.source]
+    prefixes.sort(key=lambda choice: -choice[0].length)
+    by_source = []
+    for prefix, world in prefixes:
+        shift = prefix.bits - prefix.length
+        by_source.append((prefix.bits // 8, shift, prefix.first >> shift, world))
     otherwise = [worlds[choice.table] for choice in listener.tables if choice.source is None]
     return (otherwise[0] if otherwise else worlds[MAIN]), tuple(by_source)
 

