@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
-from urelay.analysis.boxes import Box, Sources, audience
+from urelay.analysis.boxes import IPV4_SOURCES, IPV6_SOURCES, NO_SOURCE, Box, Sources, audience
 from urelay.analysis.cells import Cells
 from urelay.analysis.cubes import cube_of
 from urelay.analysis.phrases import prefix_text
@@ -240,11 +240,16 @@ class Explanation:
         )
         family, number = packed_source(source)
         alone = Box(PortRange(port, port), Sources(family, number, number), frozenset((listener,)))
-        everyone = audience(self.table.policy, name)
+        known = everyone = audience(self.table.policy, name)
         if not any(box.meets(alone) for box in everyone):
-            # Nobody of the kind can come in: say what holds of ports and destinations.
-            everyone = [alone._replace(ports=ALL_PORTS)]
-        summary = Summary(everyone)
+            # The question leaves out what every client has. It is about all who are like what it says.
+            likes = {4: IPV4_SOURCES, 6: IPV6_SOURCES}.get(family, NO_SOURCE)
+            known = everyone = [Box(ALL_PORTS, likes, frozenset((listener,)))]
+            if listener is not None:
+                # Other listeners exist, so the one that was named is part of the answer.
+                others = frozenset(self.table.policy.listeners) - {listener}
+                known = [*everyone, Box(ALL_PORTS, likes, others)]
+        summary = Summary(known)
         mine = _verdict(self.decision)
         for cell in Cells(self.table).around(name, host, everyone):
             if _verdict(cell.decision) == mine and cell.holds_host(host):
