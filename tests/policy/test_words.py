@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import netaddr
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from urelay.net.address import Endpoint, Prefix
@@ -90,7 +90,8 @@ def test_a_prefix_is_what_netaddr_says_it_is(network: netaddr.IPNetwork) -> None
         if mapped
         else Prefix(network.version, network.first, network.prefixlen)
     )
-    assert read_element(str(network.cidr)) == quick_prefix(str(network.cidr)) == expected
+    text = str(network.cidr)
+    assert read_element(text) == quick_prefix(text) == quick_prefix(text, listed=True) == expected
 
 
 @given(prefixes)
@@ -102,6 +103,15 @@ def test_host_bits_are_never_dropped_in_silence(network: netaddr.IPNetwork) -> N
         read_element(str(network))
     assert caught.value.code == "UR104"
     assert caught.value.message.endswith("(the host)?")
+
+
+@given(st.text("0123456789abcdefABF:./%", max_size=45) | st.ip_addresses(v=6).map(str))
+@example("::ffff:1.2.3.4")
+@example("::1.2.3.04")
+@example("fe80::1%eth0")
+@example("1:2:3:4:5:6:7::")
+def test_a_list_and_a_statement_read_the_same_addresses(text: str) -> None:
+    assert quick_prefix(text) == quick_prefix(text, listed=True)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30) | st.text("0123456789abcdefx.:/-*[]%", max_size=30))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -68,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
             if verdict.policy is not None or any(one.labels for one in shown):
                 sys.stdout.write(f"{path}: {_summary(verdict, shown)}\n")
     if arguments.format == "json":
+        import json
+
         sys.stdout.write(json.dumps(everything, indent=2) + "\n")
     return worst
 

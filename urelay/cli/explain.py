@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -94,12 +93,19 @@ def _explain_one(table: Table, text: str, *, as_json: bool) -> int:
         print(explain_region(table, question))
         return 0
     explanation = explain(table, question.connection)
-    print(json.dumps({**explanation.json(), "connection": text}) if as_json else explanation.text())
+    if as_json:
+        import json
+
+        print(json.dumps({**explanation.json(), "connection": text}))
+    else:
+        print(explanation.text())
     return 0
 
 
 def _explain_lines(table: Table, lines: Iterable[str]) -> int:
     """An object a line, in order; a line that is no connection gets one too, and costs the status."""
+    import json
+
     from urelay.analysis.explain import answer
     from urelay.policy.question import resolve_question
 

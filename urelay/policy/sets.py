@@ -240,8 +240,10 @@ class Sets:
         first: tuple[int, str, WordError] | None = None
         bad = 0
         for number, line in enumerate(self._library.read_list(item.path).split("\n"), 1):
+            if line.startswith("#"):
+                continue  # before anybody takes a colon in it for an IPv6 address
             # The common line is a prefix and nothing else: one call, no exception, no copies.
-            prefix = quick_prefix(line)
+            prefix = quick_prefix(line, listed=True)
             if prefix is not None:
                 contents.prefixes.append(prefix)
                 continue
