@@ -68,8 +68,12 @@ class Failure(enum.Enum):
 
 
 class DialError(UrelayError):
-    """The way out could not be opened; `failure` is what the client is told."""
+    """The way out could not be opened; `failure` is what the client is told.
+
+    `tries` is everything that was tried, in order, once a whole dial has failed.
+    """
 
     def __init__(self, failure: Failure, message: str) -> None:
         super().__init__(message)
         self.failure = failure
+        self.tries: tuple[str, ...] = ()

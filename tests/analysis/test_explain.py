@@ -142,6 +142,29 @@ def test_text_shows_the_way_and_the_cell(table: Table) -> None:
     assert text.splitlines()[-1] == "  same for  10.0.0.0/8 port 22 from 10.8.0.0/16 on box"
 
 
+@pytest.mark.parametrize(
+    ("question", "same"),
+    [
+        pytest.param("10.1.2.3:22 from 10.8.0.1", "10.0.0.0/8 port 22 from 10.8.0.0/16", id="source alone"),
+        pytest.param("10.1.2.3:22 on box", "10.0.0.0/8 port 22 on box", id="listener alone"),
+        pytest.param("10.1.2.3:22", "10.0.0.0/8 port 22", id="neither"),
+    ],
+)
+def test_the_cell_says_no_more_than_the_question(table: Table, question: str, same: str) -> None:
+    assert explain(table, asked(table, question)).text().splitlines()[-1] == f"  same for  {same}"
+
+
+def test_a_cell_that_is_everything_of_its_kind_ends_without_a_comma(tmp_path: Path) -> None:
+    path = tmp_path / "x.urr"
+    path.write_text("match 2001:db8::/56 -> rewrite from nat64 2001:db8::/56 then direct\n")
+    policy = check_file(str(path)).policy
+    assert policy is not None
+    table = compile_policy(policy)
+    last = explain(table, asked(table, "[2001:db8::100:0:0:0]:80")).text().splitlines()[-1]
+    assert last.startswith("  same for  IPv6 addresses with an IPv4 address inside, like 2001:db8:")
+    assert not last.endswith(",")
+
+
 def test_a_region_prints_its_partition(table: Table) -> None:
     question = resolve_question("10.0.0.0/8 port 20-25 table guests", table.policy)
     lines = explain_region(table, question).splitlines()

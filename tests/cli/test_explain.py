@@ -130,6 +130,21 @@ def test_bytes_that_are_no_text_are_an_answer_too() -> None:
     assert done.stderr == b""
 
 
+def test_each_line_is_answered_before_the_next_is_asked() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "urelay", "explain", "rules/quickstart.urr", "--batch"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as asked:  # fmt: skip
+        assert asked.stdin
+        assert asked.stdout
+        for number in range(3):
+            asked.stdin.write(f"192.0.2.7:{number + 1}\n")
+            asked.stdin.flush()
+            assert json.loads(asked.stdout.readline())["connection"] == f"192.0.2.7:{number + 1}"
+        asked.stdin.close()
+        assert asked.wait(60) == 0
+
+
 def test_the_answer_for_people_names_the_route_and_the_losers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "p.urr", "10.0.0.1:22 from 192.0.2.1 on lan"]) == 0
     lines = capsys.readouterr().out.splitlines()

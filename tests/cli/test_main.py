@@ -114,6 +114,27 @@ def test_a_reader_that_has_seen_enough_is_no_accident() -> None:
     assert done.stderr == ""
 
 
+def test_output_that_cannot_be_written_is_said_so() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "urelay", "check", "rules/quickstart.urr"],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "urelay: error: cannot write to standard output: no space left on device\n"
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_a_standard_stream_that_is_closed_never_becomes_a_socket_s_number(closed: tuple[int, ...]) -> None:
+    script = (
+        f"import os, sys\nfor fd in {closed}: os.close(fd)\n"
+        "from urelay.cli.main import main\n"
+        "status = main(['check', 'rules/quickstart.urr'])\n"
+        "os._exit(status or (9 if os.open('/dev/null', 0) < 3 else 0))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 0
+
+
 def test_an_interrupt_is_no_accident_either(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

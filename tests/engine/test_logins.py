@@ -78,7 +78,7 @@ def test_a_socks4_login_may_be_a_user_alone() -> None:
 def test_a_login_that_will_not_do_is_named_with_its_upstream(environ: dict[str, str], message: str) -> None:
     with pytest.raises(StartError) as caught:
         read(Login(env="LOGIN"), environ)
-    assert str(caught.value).startswith(f"upstream `corp`: {message}")
+    assert str(caught.value).startswith(f"x.urr:1: upstream `corp`: {message}")
     assert "hunter2" not in str(caught.value)
 
 
@@ -99,8 +99,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
-    with pytest.raises(StartError, match=r"upstream `a`: the variable A, .*; upstream `b`: the variable B, "):
+    with pytest.raises(StartError) as caught:
         read_logins(policy(upstream("a", Login(env="A")), upstream("b", Login(env="B"))), {})
+    assert caught.value.problems == (
+        "x.urr:1: upstream `a`: the variable A, which holds its login, is not set",
+        "x.urr:1: upstream `b`: the variable B, which holds its login, is not set",
+    )
 
 
 def test_no_text_shows_a_login() -> None:

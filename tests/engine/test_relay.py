@@ -210,6 +210,7 @@ def test_a_forward_listener_leads_to_its_endpoint_and_is_recorded(world: Callabl
     assert record.source == "{}:{}".format(*client.getsockname())
     assert (record.destination, record.name, record.port) == ("127.0.0.1", None, endpoint(server).port)
     assert (record.dialed, record.upstream) == (str(endpoint(server)), None)
+    assert record.tries == (str(endpoint(server)),)
     assert (record.bytes_up, record.bytes_down) == (8, 10)
     assert abs(record.ts - time.time()) < 60
     assert 0 <= record.duration_ms < 60_000
@@ -370,7 +371,7 @@ def test_nobody_listening_is_a_refusal(world: Callable[..., World]) -> None:
     assert read_all(told) == b"\5\0\5\5\0\1" + bytes(6)
     assert here.is_reset(here.listen(ListenerKind.FORWARD, to=nowhere))
     assert (here.record(2).end, here.record(2).error) == (End.REFUSED, f"{nowhere}: connection refused")
-    assert here.record(2).dialed is None
+    assert (here.record(2).dialed, here.record(2).tries) == (None, (str(nowhere),))
 
 
 class Broken:
@@ -408,10 +409,14 @@ ASK_NAME = b"\5\1\0\5\1\0\3\7example\0\x50"
 def test_a_way_out_that_fails_is_told_and_recorded(
     world: Callable[..., World], answer: Exception, code: int, end: End
 ) -> None:
+    tries = ("192.0.2.1:80",) if isinstance(answer, DialError) else ()
+    if isinstance(answer, DialError):
+        answer.tries = tries
     here = world(("any", Direct()), dialer=Broken(answer))
     client = here.connect(here.listen(ListenerKind.SOCKS))
     client.sendall(ASK_NAME)
     assert read_all(client)[:4] == bytes((5, 0, 5, code))
+    assert here.record().tries == tries
     assert here.record().end is end
     assert here.record().error == ("internal error" if isinstance(answer, RuntimeError) else str(answer))
 

@@ -115,12 +115,14 @@ def test_a_tag_follows_where_the_route_has_one() -> None:
 
 def test_a_full_log_tells_every_step_of_the_way() -> None:
     entry = json.loads(line(record(RouteSettings(log="full"))))
-    assert list(entry) == [*KEYS, "table", "wall", "rewrites", "tries"]
+    assert list(entry) == [*KEYS, "table", "rewrites", "tries"]
     assert entry["table"] == "main"
-    assert entry["wall"] is None
     assert entry["rewrites"] == ["10.0.0.1:22", "[2001:db8::1]:22"]
     assert entry["tries"] == ["10.66.0.8:22", "10.66.0.9:22"]
-    walled = Decision(Outcome.DENY, "main", "ab", wall=WALL, settings=RouteSettings(log="full"))
+
+
+def test_a_wall_that_decided_is_named_whatever_is_logged() -> None:
+    walled = Decision(Outcome.DENY, "main", "ab", wall=WALL)
     assert json.loads(line(record()._replace(decision=walled)))["wall"] == "rules/site.urr:38"
 
 

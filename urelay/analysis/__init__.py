@@ -9,9 +9,9 @@ from __future__ import annotations
 from urelay.analysis.cells import Cells
 from urelay.analysis.conflicts import find_ties
 from urelay.analysis.crossings import find_crossings
+from urelay.analysis.detours import find_detours, find_loops, find_returns
 from urelay.analysis.expectations import find_untouched, prove
 from urelay.analysis.reachability import find_closed, find_unreachable
-from urelay.analysis.rewriting import find_detours, find_loops, find_returns
 from urelay.analysis.ways_in import find_free_sources, find_lost_pools, find_unresolved
 from urelay.lang.diagnostics import Diagnostic
 from urelay.lang.source import Origin

@@ -12,19 +12,20 @@ here, and what the forwarder does with each answer is what it does with that add
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from urelay.analysis.boxes import Box
-from urelay.analysis.cubes import ISATAP, Cube, cube_of, cubes_between
+from urelay.analysis.cubes import MAPPED, Cube, cube_of, cubes_between, remainder
 from urelay.analysis.phrases import merged
-from urelay.analysis.walk import MAPPED, Bearing, NameClass, Trail, Walker, leaves, remainder
+from urelay.analysis.trails import Bearing, NameClass, Trail
+from urelay.analysis.walk import Walker, leaves
 from urelay.net.address import Host, address_of, host_prefix
 from urelay.policy.model import Destinations, NameKind, NamePattern, Route
 from urelay.table.decision import Decision
 from urelay.table.evaluate import Table
-from urelay.table.leaf import Leaf, dials
+from urelay.table.leaf import Leaf
 from urelay.table.world import World
 
 
@@ -37,6 +38,7 @@ class Stretch(NamedTuple):
 
 
 Where: TypeAlias = Stretch | Cube | NameClass
+Wanted: TypeAlias = Callable[[Decision], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +74,23 @@ class Cells:
         self.table = table
         self.walker = Walker(table)
         self._entries: dict[str, dict[NamePattern, Leaf]] = {}
+        self._known: dict[str, set[str]] = {}
+        self._families: dict[str, dict[str, list[NamePattern]]] = {}
 
-    def of(self, table: str, destinations: Destinations | None, boxes: Iterable[Box]) -> Iterator[Cell]:
-        """The cells of these connections in one table: disjoint, and together all of them."""
-        stretches = list(address_stretches(destinations))
-        return self._of(table, stretches, self.name_classes(self.table.world(table), destinations), boxes)
+    def of(
+        self,
+        table: str,
+        destinations: Destinations | None,
+        boxes: Iterable[Box],
+        wanted: Wanted = lambda decision: True,
+    ) -> Iterator[Cell]:
+        """The cells of these connections in one table: disjoint, and together all of them.
+
+        `wanted` is asked about each constant decision of a leaf; cells of others are left out, which
+        is what makes a proof about a million prefixes cheap. Cells that are followed always come.
+        """
+        names = self.name_classes(self.table.world(table), destinations)
+        return self._of(table, list(address_stretches(destinations)), names, boxes, wanted)
 
     def around(self, table: str, host: Host, boxes: Iterable[Box]) -> Iterator[Cell]:
         """The cells at a host name, or at the interval of the table that holds an address."""
@@ -93,21 +107,44 @@ class Cells:
         stretches: Sequence[Stretch],
         classes: Iterable[tuple[NameClass, str, Leaf]],
         boxes: Iterable[Box],
+        wanted: Wanted = lambda decision: True,
     ) -> Iterator[Cell]:
         world = self.table.world(table)
-        names = list(classes)
+        whole = list(boxes)
+        parts: dict[int, list[tuple[Box, Decision | None]]] = {}
+        for stretch in stretches:
+            for first, last, leaf in leaves(world, *stretch):
+                if id(leaf) not in parts:
+                    parts[id(leaf)] = self._parts(world, leaf, whole, wanted)
+                for part, decision in parts[id(leaf)]:
+                    yield from self._at(world, Stretch(stretch.family, first, last), part, decision)
+        for where, example, leaf in classes:
+            for part, decision in self._parts(world, leaf, whole, wanted):
+                if decision is not None:
+                    yield Cell(where, part, decision, example, Bearing())
+                else:
+                    yield from self._followed(world, Trail(where, part, Bearing(fixed=example)))
+
+    def _parts(
+        self, world: World, leaf: Leaf, boxes: Sequence[Box], wanted: Wanted
+    ) -> list[tuple[Box, Decision | None]]:
+        """The boxes of a leaf with their constant decisions, as far as they are wanted."""
+        found = []
         for box in boxes:
-            for stretch in stretches:
-                yield from self._of_stretch(world, stretch, box)
-            for where, example, leaf in names:
-                yield from self._of_names(world, where, example, leaf, box)
+            for part, candidate in self.walker.partition(leaf, box):
+                decision = world.default if candidate is None else candidate.decision
+                if decision is None or wanted(decision):
+                    found.append((part, decision))
+        return found
 
     def name_classes(
         self, world: World, destinations: Destinations | None
     ) -> Iterator[tuple[NameClass, str, Leaf]]:
         """The classes of names in a region: each with a name of it, and its leaf."""
-        entries = self._entries.setdefault(world.name, dict(world.names.entries()))
-        known = {pattern.name for pattern in entries}
+        if world.name not in self._entries:
+            self._entries[world.name] = dict(world.names.entries())
+            self._known[world.name] = {pattern.name for pattern in self._entries[world.name]}
+        entries, known = self._entries[world.name], self._known[world.name]
         if destinations is None:
             for pattern, leaf in entries.items():
                 yield pattern, _example(pattern, known), leaf
@@ -119,48 +156,37 @@ class Cells:
             found = [NamePattern(NameKind.EXACT, wanted.name)] if wanted.kind is not NameKind.BELOW else []
             if wanted.kind is not NameKind.EXACT:
                 found.append(NamePattern(NameKind.BELOW, wanted.name))
-                found += [pattern for pattern in entries if pattern.name.endswith("." + wanted.name)]
+                found += self._below(world, entries).get(wanted.name, [])
             for pattern in found:
                 if pattern not in done:
                     done.add(pattern)
                     example = _example(pattern, known)
                     yield pattern, example, world.names.lookup(example)
 
+    def _below(self, world: World, entries: Iterable[NamePattern]) -> dict[str, list[NamePattern]]:
+        """For each domain the entries of a world below it."""
+        known = self._families.get(world.name)
+        if known is None:
+            known = self._families[world.name] = {}
+            for pattern in entries:
+                _, dot, parent = pattern.name.partition(".")
+                while dot:
+                    known.setdefault(parent, []).append(pattern)
+                    _, dot, parent = parent.partition(".")
+        return known
+
     # --- addresses
 
-    def _of_stretch(self, world: World, stretch: Stretch, box: Box) -> Iterator[Cell]:
-        for first, last, leaf in leaves(world, *stretch):
-            here = Stretch(stretch.family, first, last)
-            for part, candidate in self.walker.partition(leaf, box):
-                decision = world.default if candidate is None else candidate.decision
-                if decision is None:
-                    for cube in cubes_between(*here):
-                        yield from self._followed(world, Trail(cube, part, Bearing()))
-                elif stretch.family == 6 and dials(decision):
-                    yield from self._dialled(world, here, part, decision)
-                else:
-                    yield Cell(here, part, decision, address_of(stretch.family, first), Bearing())
+    def _at(self, world: World, here: Stretch, box: Box, decision: Decision | None) -> Iterator[Cell]:
+        if decision is None:
+            for cube in cubes_between(*here):
+                yield from self._followed(world, Trail(cube, box, Bearing()))
+        else:
+            yield Cell(here, box, decision, address_of(here.family, here.first), Bearing())
 
     def _followed(self, world: World, trail: Trail) -> Iterator[Cell]:
         for end in self.walker.follow(world, trail):
             yield from self._end(world, end, trail.bearing.fixed)
-
-    def _dialled(self, world: World, here: Stretch, box: Box, decision: Decision) -> Iterator[Cell]:
-        """An IPv6 stretch that is dialled: one cell, but for what ISATAP addresses in it may hide."""
-        rests: dict[Box, list[Cube]] = {}
-        cubes = cubes_between(*here)
-        for cube in cubes:
-            if cube.meet(ISATAP) is None:
-                continue
-            for end in self.walker.checked(world, cube, box):
-                if end.refused:
-                    yield from self._end(world, end, None)
-                else:
-                    rests.setdefault(end.box, []).extend(end.less)
-        for part, less in (rests or {box: []}).items():
-            example = next((rest for cube in cubes if (rest := remainder(cube, less))), None)
-            if example is not None:
-                yield Cell(here, part, decision, example.example, Bearing(), tuple(less))
 
     def _end(self, world: World, end: Trail, name: Host | None) -> Iterator[Cell]:
         """The cell of a trail's end; none when all of it is in other cells."""
@@ -174,16 +200,6 @@ class Cells:
         assert name is not None
         decision = self.decide(world, name, end.box)
         yield Cell(where, end.box, decision, name, end.bearing, end.less, end.steps)
-
-    # --- names
-
-    def _of_names(self, world: World, where: NameClass, example: str, leaf: Leaf, box: Box) -> Iterator[Cell]:
-        for part, candidate in self.walker.partition(leaf, box):
-            decision = world.default if candidate is None else candidate.decision
-            if decision is not None:
-                yield Cell(where, part, decision, example, Bearing())
-            else:
-                yield from self._followed(world, Trail(where, part, Bearing(fixed=example)))
 
     def decide(self, world: World, host: Host, box: Box) -> Decision:
         """What the forwarder does with one connection of a box."""

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from urelay.analysis.boxes import Box, audience
 from urelay.analysis.cells import Cells, address_stretches
 from urelay.analysis.phrases import clauses_text, destinations_text, stretch_text
-from urelay.analysis.walk import distinct_leaves, leaves
+from urelay.analysis.readings import distinct_leaves
+from urelay.analysis.walk import leaves
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.net.address import Host, address_of
 from urelay.policy.model import Deny, PortRange, Region, Route, Silent

@@ -2,7 +2,7 @@
 
 A *cube* fixes some bits of an address and leaves the others free; a prefix is a cube whose fixed bits
 come first. Everything a policy does to an address (keep the host bits, embed it by RFC 6052, extract
-it again) and everything the final check reads out of one (6to4, Teredo, ISATAP …) copies bits or
+it again) and everything the final check reads out of one (6to4, Teredo …) copies bits or
 turns them over. So the addresses that such a *map* sends into a cube are a cube again, found bit by
 bit: what holds for the image is traced back to the original exactly, without trying addresses.
 """
@@ -164,11 +164,11 @@ def extraction(length: int) -> BitMap:
 U_OCTET_ZERO = Cube(6, 0, ((1 << 128) - 1) & ~(0xFF << 56))
 """The IPv6 addresses with bits 64 to 71 zero."""
 
-ISATAP = Cube(6, 0x0000_5EFE << 32, ((1 << 128) - 1) & ~(0xFCFF_FFFF << 32))
-"""RFC 5214, 6.1; the universal and group bits may be anything."""
+MAPPED = Cube(6, 0xFFFF << 32, 0xFFFF_FFFF)
+"""::ffff:0:0/96: never a destination, since it becomes its IPv4 address on arrival."""
 
 LOW_32 = BitMap(6, 4, 0, (Run(0, 0, 32),))
-"""::/96, ::ffff:0:0:0/96, 64:ff9b::/96, ISATAP: the last 32 bits."""
+"""::/96, ::ffff:0:0:0/96, 64:ff9b::/96: the last 32 bits."""
 SIX_TO_FOUR = BitMap(6, 4, 0, (Run(80, 0, 32),))
 """2002::/16, RFC 3056: bits 16 to 47."""
 TEREDO_SERVER = BitMap(6, 4, 0, (Run(64, 0, 32),))
@@ -191,3 +191,22 @@ def origin_through(maps: Sequence[BitMap], cube: Cube) -> Cube | None:
             return None
         found = step.origin(found)
     return found
+
+
+def without_all(cube: Cube, others: Sequence[Cube]) -> Iterator[Cube]:
+    """The addresses of `cube` in none of the others."""
+    # A stack of its own: a policy's walls may be thousands, more than Python nests calls.
+    waiting = [(cube, 0)]
+    while waiting:
+        part, at = waiting.pop()
+        while at < len(others) and part.meet(others[at]) is None:
+            at += 1
+        if at == len(others):
+            yield part
+        else:
+            waiting.extend((rest, at + 1) for rest in part.without(others[at]))
+
+
+def remainder(cube: Cube, less: Sequence[Cube]) -> Cube | None:
+    """Some addresses of `cube` in none of `less`; None when there are none."""
+    return next(without_all(cube, less), None)

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from urelay.analysis.boxes import IPV4_SOURCES, IPV6_SOURCES, Box, audience, clients
-from urelay.analysis.cells import Cell, Cells, address_stretches, cubes_of, where_of
+from urelay.analysis.cells import Cell, Cells, Wanted, address_stretches, cubes_of, where_of
 from urelay.analysis.cubes import Cube, cube_of
 from urelay.analysis.phrases import stretch_text
 from urelay.analysis.summary import Summary
+from urelay.analysis.trails import Trail
 from urelay.analysis.verdicts import outcome_text
-from urelay.analysis.walk import Trail
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.lang.source import Origin
 from urelay.net.address import Endpoint, address_text, host_prefix
@@ -55,14 +55,15 @@ def _prove(cells: Cells, expectation: Expectation, touched: set[Origin] | None) 
     asked = list(_asked(cells.table.policy, expectation))
     if not asked:
         return _about_nothing(expectation, "no client of these listeners and sources uses this table")
+    where = expectation.region.destinations
+    if where is not None and not where.prefixes and not where.names:
+        return _about_nothing(expectation, "its set of destinations is empty")
     failures = []
-    spoken_of = False
     for table, everybody, boxes in asked:
         summary = Summary(everybody)
         worst: Cell | None = None
         holds = _judge(expectation)
-        for cell in cells.of(table, expectation.region.destinations, boxes):
-            spoken_of = True
+        for cell in cells.of(table, where, boxes, _worth_a_look(expectation, touched)):
             if touched is not None:
                 touched.update(_deciders(cell))
             for part, kept in holds(cell):
@@ -72,8 +73,6 @@ def _prove(cells: Cells, expectation: Expectation, touched: set[Origin] | None) 
                         worst = part
         if worst is not None:
             failures.append(Failure(table, everybody, summary, worst))
-    if not spoken_of:
-        return _about_nothing(expectation, "its set of destinations is empty")
     return _refuted(expectation, failures) if failures else None
 
 
@@ -109,6 +108,19 @@ def _deciders(cell: Cell) -> Iterator[Origin]:
 
 
 # --- what is expected
+
+
+def _worth_a_look(expectation: Expectation, touched: set[Origin] | None) -> Wanted:
+    """Whether cells with a decision may break the expectation; notes who decided either way."""
+
+    def wanted(decision: Decision) -> bool:
+        if touched is not None and decision.route is not None:
+            touched.add(decision.route)
+        kept = _kept(expectation, decision)
+        # Where an endpoint is named the decision alone does not tell.
+        return (kept and expectation.destination is not None) or kept == expectation.negated
+
+    return wanted
 
 
 def _judge(expectation: Expectation) -> Callable[[Cell], Iterator[tuple[Cell, bool]]]:

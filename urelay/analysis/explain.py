@@ -11,16 +11,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
-from urelay.analysis.boxes import Box, Sources, audience
+from urelay.analysis.boxes import IPV4_SOURCES, IPV6_SOURCES, NO_SOURCE, Box, Sources, audience
 from urelay.analysis.cells import Cells
 from urelay.analysis.cubes import cube_of
-from urelay.analysis.phrases import port_range_text, prefix_text
+from urelay.analysis.phrases import prefix_text
+from urelay.analysis.precedence import Element, element_of, inside, reason_lost
 from urelay.analysis.summary import Summary
+from urelay.analysis.trails import Bearing, Trail
 from urelay.analysis.verdicts import outcome_text
-from urelay.analysis.walk import Bearing, Trail, Walker
+from urelay.analysis.walk import Walker
 from urelay.errors import AddressError
 from urelay.lang.source import Origin
-from urelay.net.address import Endpoint, Host, Prefix, address_text, host_prefix
+from urelay.net.address import Endpoint, address_text, host_prefix
 from urelay.net.paths import fill
 from urelay.policy.check import Connection, Question
 from urelay.policy.model import (
@@ -160,10 +162,10 @@ class Explanation:
         name, to, winner = self._stage
         asked = self.connection
         policy = self.table.policy
-        best = None if winner is None else _element(winner, to, asked)
-        found: list[tuple[_Element, Route]] = []
+        best = None if winner is None else element_of(winner, to, asked)
+        found: list[tuple[Element, Route]] = []
         for route in (*policy.tables.get(name, ()), *policy.guard):
-            element = _element(route, to, asked)
+            element = element_of(route, to, asked)
             if route is not winner and element is not None:
                 found.append((element, route))
         found.sort(key=lambda item: item[0].rank, reverse=True)
@@ -173,7 +175,7 @@ class Explanation:
             losers.append(Loser(winner.origin, "refused by the final check"))
         for weaker, route in found:
             if route.origin != self.decision.route:
-                losers.append(Loser(route.origin, _reason(winner, best, weaker)))
+                losers.append(Loser(route.origin, reason_lost(winner, best, weaker)))
         return losers
 
     @cached_property
@@ -211,7 +213,7 @@ class Explanation:
         if listener is None:
             return "no listener named"
         fits = [
-            one.source for one in listener.tables if one.source is not None and _inside(source, one.source)
+            one.source for one in listener.tables if one.source is not None and inside(source, one.source)
         ]
         if fits:
             return f"listener {name}, from {prefix_text(max(fits, key=lambda prefix: prefix.length))}"
@@ -238,11 +240,16 @@ class Explanation:
         )
         family, number = packed_source(source)
         alone = Box(PortRange(port, port), Sources(family, number, number), frozenset((listener,)))
-        everyone = audience(self.table.policy, name)
+        known = everyone = audience(self.table.policy, name)
         if not any(box.meets(alone) for box in everyone):
-            # Nobody of the kind can come in: say what holds of ports and destinations.
-            everyone = [alone._replace(ports=ALL_PORTS)]
-        summary = Summary(everyone)
+            # The question leaves out what every client has. It is about all who are like what it says.
+            likes = {4: IPV4_SOURCES, 6: IPV6_SOURCES}.get(family, NO_SOURCE)
+            known = everyone = [Box(ALL_PORTS, likes, frozenset((listener,)))]
+            if listener is not None:
+                # Other listeners exist, so the one that was named is part of the answer.
+                others = frozenset(self.table.policy.listeners) - {listener}
+                known = [*everyone, Box(ALL_PORTS, likes, others)]
+        summary = Summary(known)
         mine = _verdict(self.decision)
         for cell in Cells(self.table).around(name, host, everyone):
             if _verdict(cell.decision) == mine and cell.holds_host(host):
@@ -274,95 +281,6 @@ def explain_region(table: Table, question: Question) -> str:
         lines.append(f"{outcome:<20}  {said_by}")
         lines += [f"  {text}" for text in summary.lines()]
     return "\n".join(lines)
-
-
-# --- who is more specific
-
-
-class _Element(NamedTuple):
-    """The most specific element of a rule that matches a connection."""
-
-    destination: Prefix | NamePattern | None
-    ports: PortRange
-    source: Prefix | None
-    named: bool
-    guard: bool
-
-    @property
-    def rank(self) -> tuple[object, ...]:
-        """Compares as precedence does: greater wins."""
-        length = -1 if self.source is None else self.source.length
-        return _specific(self.destination), not self.guard, -self.ports.width, length, self.named
-
-
-def _specific(destination: Prefix | NamePattern | None) -> tuple[int, int, int]:
-    """Greater is more specific, among destinations that match the same host."""
-    if destination is None:
-        return 0, 0, 0
-    if isinstance(destination, Prefix):
-        return 1, destination.length, 0
-    exact = destination.kind is NameKind.EXACT
-    return 2 + exact, destination.name.count("."), destination.kind
-
-
-def _element(rule: Route | Wall, to: Endpoint, asked: Connection) -> _Element | None:
-    region = rule.region
-    if region.listeners is not None and asked.listener not in region.listeners:
-        return None
-    ports = [one for one in region.ports or (ALL_PORTS,) if one.first <= to.port <= one.last]
-    sources = [one for one in region.sources or () if _inside(asked.source, one)]
-    if not ports or (region.sources is not None and not sources):
-        return None
-    destination: Prefix | NamePattern | None = None
-    if region.destinations is not None:
-        matching: list[Prefix | NamePattern]
-        host: Host = to.host
-        if isinstance(host, str):
-            matching = [name for name in region.destinations.names if covers(name, host)]
-        else:
-            matching = [prefix for prefix in region.destinations.prefixes if _inside(host, prefix)]
-        if not matching:
-            return None
-        destination = max(matching, key=_specific)
-    return _Element(
-        destination,
-        min(ports, key=lambda one: one.width),
-        max(sources, key=lambda one: one.length, default=None),
-        region.listeners is not None,
-        isinstance(rule, Route) and rule.guard,
-    )
-
-
-def _inside(address: object, prefix: Prefix) -> bool:
-    return address in prefix
-
-
-def covers(pattern: NamePattern, name: str) -> bool:
-    """Whether a name pattern matches a host name."""
-    if name == pattern.name:
-        return pattern.kind is not NameKind.BELOW
-    return pattern.kind is not NameKind.EXACT and name.endswith("." + pattern.name)
-
-
-def _reason(winner: Route | Wall | None, best: _Element | None, loser: _Element) -> str:
-    """The first comparison that `loser` lost."""
-    if isinstance(winner, Wall):
-        return "a wall comes first"
-    if best is None:
-        return "a more specific route decided"
-    if loser.destination != best.destination:
-        if loser.destination is None:
-            return "any destination"
-        if isinstance(loser.destination, Prefix):
-            return f"shorter prefix {loser.destination}"
-        return f"less specific name {loser.destination}"
-    if loser.guard and not best.guard:
-        return "the guard yields to a route that names the same prefix"
-    if loser.ports != best.ports:
-        return "all ports" if loser.ports == ALL_PORTS else f"more ports {port_range_text(loser.ports)}"
-    if loser.source != best.source:
-        return "says nothing about the source" if loser.source is None else f"shorter source {loser.source}"
-    return "names no listener"
 
 
 # --- lines

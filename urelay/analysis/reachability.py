@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator
 
 from urelay.analysis.boxes import Box, audience
 from urelay.analysis.cells import Cells, address_stretches
-from urelay.analysis.walk import distinct_leaves, leaves
+from urelay.analysis.readings import distinct_leaves
+from urelay.analysis.walk import leaves
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.policy.model import MAIN, Route, Wall
 from urelay.table.leaf import Leaf

@@ -87,8 +87,9 @@ class Summary:
         for cube, boxes in sorted(self._scattered.items()):
             by_carriers.setdefault(simplified(boxes), cube)
         for parts, cube in by_carriers.items():
-            text = f"IPv6 addresses with an IPv4 address inside, like {address_text(cube.example)},"
-            yield from ((text, part) for part in parts)
+            text = f"IPv6 addresses with an IPv4 address inside, like {address_text(cube.example)}"
+            # The comma keeps what follows apart from the example.
+            yield from ((f"{text}," if self._clauses(part) else text, part) for part in parts)
         by_names: dict[tuple[Part, ...], list[str]] = defaultdict(list)
         for name, boxes in self._names.items():
             by_names[simplified(boxes)].append("every other name" if name is None else str(name))

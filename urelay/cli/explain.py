@@ -124,5 +124,6 @@ def _explain_lines(table: Table, lines: Iterable[str]) -> int:
         except PolicyError as error:
             entry = {"connection": text, "error": error.diagnostics[0].message}
         status |= "error" in entry
-        sys.stdout.write(json.dumps(entry) + "\n")
+        # At once: whoever writes a line and waits for its answer must get it.
+        print(json.dumps(entry), flush=True)
     return status

@@ -8,6 +8,7 @@ the exit status. Importing them all is cheap, since they import what they need w
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -25,6 +26,8 @@ COMMANDS = (check, explain, serve)
 _INTERRUPTED = 130
 """What a shell reports for a program that ctrl-c ended"""
 _COULD_NOT_RUN = 2
+_NO_OUTPUT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
+"""What writing to standard output fails with, beside EPIPE"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: fine; 1: findings; 2: could not run, or the arguments make no sense.
     """
+    _open_standard_streams()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # What a policy, a path or a question may hold must not depend on what the locale can show.
         if isinstance(stream, io.TextIOWrapper):
@@ -42,9 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has seen enough. What is still buffered must go nowhere, or the
-        # interpreter complains when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough.
+        _abandon_output()
+        return _COULD_NOT_RUN
+    except OSError as error:
+        if error.errno not in _NO_OUTPUT:
+            raise
+        _abandon_output()
+        sys.stderr.write(
+            f"urelay: error: cannot write to standard output: {os.strerror(error.errno).lower()}\n"
+        )
         return _COULD_NOT_RUN
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -58,6 +69,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"urelay: error: {error}\n")
         return _COULD_NOT_RUN
     return status
+
+
+def _open_standard_streams() -> None:
+    """Open what a caller closed (`2>&-`) on /dev/null.
+
+    Else the next socket would get the number 2, and a client read what the relay logs.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one: those below it are open by now.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))
+
+
+def _abandon_output() -> None:
+    """Let what is still buffered go nowhere, or the interpreter complains when it flushes at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _parser() -> argparse.ArgumentParser:

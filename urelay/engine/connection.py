@@ -285,7 +285,8 @@ class Connection:
         attempt = self._attempt
         assert attempt is not None
         self._attempt = None
-        self._dialed = str(attempt.target)
+        self._dialed = dialed = str(attempt.target)
+        self._tries = (dialed,)
         upstream = attempt.sock
         if attempt.target.port >= self._relay.first_ephemeral_port and attempt.met_itself():
             self._relay.poller.retire(upstream)
@@ -299,7 +300,9 @@ class Connection:
         assert attempt is not None
         self._attempt = None
         self._relay.poller.retire(attempt.sock)
-        self._fail(FAILURES.get(code, Failure.ERROR), f"{attempt.target}: {os.strerror(code).lower()}")
+        target = str(attempt.target)
+        self._tries = (target,)
+        self._fail(FAILURES.get(code, Failure.ERROR), f"{target}: {os.strerror(code).lower()}")
 
     def attempt_failed(self, code: int) -> None:
         """The kernel reported this error number for the attempt."""
@@ -315,6 +318,7 @@ class Connection:
         except Denied as denied:
             self._conclude(denied.decision)
         except DialError as error:
+            self._tries = error.tries
             self._fail(error.failure, str(error))
         except Exception:
             log.exception("dialling failed for a reason nobody foresaw")

@@ -127,14 +127,18 @@ class Dialer:
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
+        dial = _Dial(self, table, asked)
         try:
             async with asyncio.timeout(self._timeouts.total_s):
-                dialed = await _Dial(self, table, asked).run(decision)
+                dialed = await dial.run(decision)
         except TimeoutError:
             target = decision.destination or asked.destination
-            raise DialError(
-                Failure.TIMEOUT, f"{target}: not connected in {self._timeouts.total_s:g} s"
-            ) from None
+            late = DialError(Failure.TIMEOUT, f"{target}: not connected in {self._timeouts.total_s:g} s")
+            late.tries = dial.tries
+            raise late from None
+        except DialError as error:
+            error.tries = dial.tries
+            raise
         if task.cancelling() > cancels:
             # Libraries that race tasks can swallow a cancellation that comes while they clean up.
             dialed.sock.close()
@@ -279,8 +283,13 @@ class _Dial:
     async def _proxy_addresses(self, name: str) -> tuple[Address, ...]:
         return await self._resolver.resolve(name, self._asked.source)
 
+    @property
+    def tries(self) -> tuple[str, ...]:
+        """Everything that was tried so far, in order."""
+        return tuple(self._tries)
+
     def _dialed(self, sock: socket.socket, decision: Decision, dialed: str) -> Dialed:
-        return Dialed(sock, decision, dialed, tuple(self._tries))
+        return Dialed(sock, decision, dialed, self.tries)
 
 
 def _way(decision: Decision) -> tuple[Outcome, str | None, str | None]:

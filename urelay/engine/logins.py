@@ -40,8 +40,8 @@ Logins: TypeAlias = Mapping[str, Credentials]
 def read_logins(policy: Policy, environ: Mapping[str, str] = os.environ) -> Logins:
     """The login of every upstream that has one.
 
-    Raises StartError, which names everything that is wrong: the variable or the file, and the
-    upstream it is for.
+    Raises StartError with everything that is wrong: the variable or the file, the upstream it is for
+    and where that is defined.
     """
     logins: dict[str, Credentials] = {}
     wrong: list[str] = []
@@ -50,9 +50,9 @@ def read_logins(policy: Policy, environ: Mapping[str, str] = os.environ) -> Logi
             try:
                 logins[upstream.name] = _credentials(upstream, _text(upstream.login, environ))
             except StartError as error:
-                wrong.append(f"upstream `{upstream.name}`: {error}")
+                wrong.append(f"{upstream.origin}: upstream `{upstream.name}`: {error}")
     if wrong:
-        raise StartError("; ".join(wrong))
+        raise StartError(*wrong)
     return logins
 
 

@@ -128,19 +128,15 @@ _SIX_TO_FOUR = _prefix("2002::/16")
 _TEREDO = _prefix("2001::/32")
 
 EMBEDDINGS: tuple[Prefix, ...] = (_COMPATIBLE, _TRANSLATED, WELL_KNOWN, LOCAL_USE, _SIX_TO_FOUR, _TEREDO)
-"""The blocks in which addresses carry IPv4 addresses. ISATAP is not among them: it is a form of the
-lower half under any prefix (see `is_isatap`)."""
+"""The blocks in which addresses carry IPv4 addresses.
+
+ISATAP (RFC 5214, 6.1) is not among them: it is a form of the lower half under any prefix at all, so
+reading it would put holes into every IPv6 route, and `2001:db8::/32 -> direct` could never be proved.
+Where it reaches the site's own hosts without a router of the site's choosing, under fe80::/10, the
+guard denies it."""
 
 _NOWHERE = bytes(4)
 _TWO_HALVES = (bytes(16), bytes(15) + b"\x01")  # :: and ::1 are themselves, not 0.0.0.0 and 0.0.0.1
-
-
-def is_isatap(ipv6: Address) -> bool:
-    """Whether the interface identifier is ISATAP's: 0000:5efe and an IPv4 address (RFC 5214, 6.1).
-
-    The universal and group bits may be anything.
-    """
-    return ipv6[9:12] == b"\x00\x5e\xfe" and not ipv6[8] & 0xFC
 
 
 def embedded_ipv4(ipv6: Address, own_prefixes: Sequence[Prefix] = ()) -> tuple[Address, ...]:
@@ -157,8 +153,6 @@ def embedded_ipv4(ipv6: Address, own_prefixes: Sequence[Prefix] = ()) -> tuple[A
         found = [_read(max(prefix.length for prefix in own), ipv6)]
     else:
         found = _registered(ipv6)
-    if is_isatap(ipv6):
-        found.append(ipv6[12:])
     return tuple(dict.fromkeys(found))
 
 

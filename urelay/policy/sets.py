@@ -284,7 +284,10 @@ def _bad_line(
     source = Source(path, "\n" * (number - 1) + line + "\n", tuple(range(number)))
     start = number - 1 + len(line) - len(line.lstrip())
     entry = line.partition("#")[0].strip()
-    note = f"{more} more lines of {path} are not names or prefixes either" if more else None
+    note = None
+    if more:
+        others = "1 more line" if more == 1 else f"{more:,} more lines"
+        note = f"{others} of {path} cannot be read either"
     named = Label(item.span, "named here")
     return flaw(
         error.code, error.message, Span(source, start, start + len(entry)), error.help_text, named, note=note

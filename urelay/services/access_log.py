@@ -6,9 +6,10 @@
      "end":"eof","error":null}
 
 The keys are always all there, in this order, null where there is nothing to say; a `tag` follows
-where the route has one, and `log full` adds `table`, `wall`, `rewrites` and `tries`. Lines are
-ASCII: whatever a client called itself or its destination is escaped. Lines gather for a moment and
-go to the sink together, so a busy relay makes few system calls and an idle one none.
+where the route has one, a `wall` where one decided (there is no `route` then), and `log full` adds
+`table`, `rewrites` and `tries`. Lines are ASCII: whatever a client called itself or its destination
+is escaped. Lines gather for a moment and go to the sink together, so a busy relay makes few system
+calls and an idle one none.
 """
 
 from __future__ import annotations
@@ -125,9 +126,10 @@ def line(record: Record) -> str:
     }
     if record.tag is not None:
         entry["tag"] = record.tag
+    if record.wall is not None:
+        entry["wall"] = str(record.wall)
     if record.log == "full":
         entry["table"] = record.table
-        entry["wall"] = None if record.wall is None else str(record.wall)
         entry["rewrites"] = record.rewrites
         entry["tries"] = record.tries
     return _encode(entry) + "\n"

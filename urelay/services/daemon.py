@@ -240,7 +240,8 @@ class Daemon:
             self._relay.remove_listener(name)
         active = self._relay.snapshot().active
         if active:
-            _log.info("stopping: %d connections may finish for %g s", active, self._options.drain_s)
+            who = "1 connection" if active == 1 else f"{active} connections"
+            _log.info("stopping: %s may finish for %g s", who, self._options.drain_s)
         else:
             _log.info("stopping")
         self._notifier.stopping("waiting for connections to finish")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from urelay.errors import AddressError, UrelayError
 from urelay.net.address import Address, Endpoint, Host, Prefix, address_of, address_text, unmap
-from urelay.net.nat64 import embed, embedded_ipv4, extract, is_isatap
+from urelay.net.nat64 import embed, embedded_ipv4, extract
 from urelay.policy.model import (
     ALL_PORTS,
     MAIN,
@@ -157,8 +157,7 @@ class Table:
             leaf = world.leaf(destination)
             candidate = leaf.sole or leaf.find(port, source, listener)
             if candidate is not None and candidate.decision is not None:
-                embeds = leaf.carries_ipv4 or is_isatap(destination)
-                if not (embeds and dials(candidate.decision)):
+                if not (leaf.carries_ipv4 and dials(candidate.decision)):
                     return candidate.decision
         else:
             candidate = world.names.lookup(destination).find(port, source, listener)

@@ -16,7 +16,8 @@ from urelay.analysis.boxes import Box, audience
 from urelay.analysis.cells import Cell, Cells, address_stretches
 from urelay.analysis.cubes import Cube, cube_of, cubes_between
 from urelay.analysis.phrases import listing, merged, ports_text, stretch_text
-from urelay.analysis.walk import Bearing, Trail, Walker, leaves
+from urelay.analysis.trails import Bearing, Trail
+from urelay.analysis.walk import Walker, leaves
 from urelay.lang.diagnostics import Diagnostic, Label, Remark, diagnostic
 from urelay.net.address import Address, Endpoint, address_text, host_prefix, parse_address
 from urelay.policy.model import (
