@@ -1,8 +1,8 @@
 """How the benchmarks measure and report: interleaved rounds, CPU time, and a bar with each figure.
 
 The machine may be shared, and then the same code takes half as long again for seconds on end. So all
-subjects take turns in many short rounds. The bars are for an undisturbed machine, which the least of
-the rounds comes nearest to; the median stands beside it, and the processor and the load above.
+subjects take turns in many short rounds, and the bars are about medians. The least of the rounds, which
+comes nearest to an undisturbed machine, stands beside them, and the processor and the load above.
 """
 
 from __future__ import annotations

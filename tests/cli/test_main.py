@@ -21,11 +21,11 @@ HEAVY = {
 """What `urelay --help` has no use for"""
 
 RELAYS = {
-    "dns", "python_socks", "aiohappyeyeballs", "asyncio", "socket", "ssl", "netaddr", "json", "email",
+    "dns", "python_socks", "aiohappyeyeballs", "asyncio", "ssl", "json", "email",
     "importlib.metadata", "hypothesis", "urelay.engine", "urelay.namespaces", "urelay.protocols",
 }  # fmt: skip
-"""What `urelay check` and `explain` have no use for: a connection is only spoken of, a short list of
-prefixes needs no netaddr, and text is not JSON"""
+"""What `urelay check` and `explain` have no use for: a connection is only spoken of, and text is not
+JSON (netaddr brings `socket` along)"""
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

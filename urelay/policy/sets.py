@@ -243,7 +243,7 @@ class Sets:
             if line.startswith("#"):
                 continue  # before anybody takes a colon in it for an IPv6 address
             # The common line is a prefix and nothing else: one call, no exception, no copies.
-            prefix = quick_prefix(line, listed=True)
+            prefix = quick_prefix(line)
             if prefix is not None:
                 contents.prefixes.append(prefix)
                 continue

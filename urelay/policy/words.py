@@ -9,19 +9,19 @@ without a length is a /32 or /128. IPv4-mapped IPv6 is IPv4, as it is for connec
 longer a mapped prefix becomes the IPv4 prefix it stands for. Nothing else is an address, and a text
 that looks like one and is not is refused, never taken for a name.
 
-A list may hold a million prefixes, so the faultless ones take a path of their own. IPv4 is four look-ups
-in a table of the 256 octets as they are written. IPv6 in a list is netaddr's `str_to_int` (1.5 µs, a
-third of parse_address, and as strict: it accepts what inet_pton accepts); the few addresses that stand
-in a statement do without, for importing netaddr takes 15 ms, which most checks can save. What the quick
-path refuses, the slow one below explains.
+netaddr reads the digits (`str_to_int` with inet_pton's strictness: half the time of an IPNetwork, and
+a list may hold a million prefixes); what netaddr would let pass, host bits and netmasks, is refused
+here. What the quick path refuses, the slow one below explains.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable
 from typing import TypeAlias
+
+from netaddr.core import INET_PTON, AddrFormatError
+from netaddr.ip import iprange_to_cidrs
+from netaddr.strategy import ipv4, ipv6
 
 from urelay.errors import AddressError
 from urelay.net.address import (
@@ -53,7 +53,6 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST_S = 366 * 86400.0
 
 # Looked up instead of computed: quick_prefix runs a million times for a large list.
-_OCTETS = {str(octet): octet for octet in range(256)}
 _LENGTHS_4 = {str(length): length for length in range(33)}
 _LENGTHS_6 = {str(length): length for length in range(129)}
 _HOST_BITS = tuple((1 << bits) - 1 for bits in range(129))
@@ -95,50 +94,29 @@ def read_element(text: str, *, quoted: bool = False) -> Element:
     return read_pattern(text, quoted=quoted)
 
 
-def quick_prefix(text: str, *, listed: bool = False) -> Prefix | None:
+def quick_prefix(text: str) -> Prefix | None:
     """The prefix that a faultless text spells, else None: read_prefix then says what is wrong.
 
-    Large lists live here (`listed`): one call a line, no exception on the common path.
+    Large lists live here: one call a line, no exception on the common path.
     """
     address, slash, digits = text.partition("/")
+    first: int
     try:
         if ":" in address:
-            first = _bulk_ipv6()(address) if listed else _ipv6(address)
+            first = ipv6.str_to_int(address, INET_PTON)
             length = _LENGTHS_6[digits] if slash else 128
             if first & _HOST_BITS[128 - length]:
                 return None
             if length >= 96 and first & _MAPPED_MASK == _MAPPED_NETWORK:
                 return Prefix(4, first & 0xFFFFFFFF, length - 96)
             return Prefix(6, first, length)
-        a, b, c, d = address.split(".")
-        first = _OCTETS[a] << 24 | _OCTETS[b] << 16 | _OCTETS[c] << 8 | _OCTETS[d]
+        if not address[:1].isdigit():
+            return None  # a name, of which a list may hold as many
+        first = ipv4.str_to_int(address, INET_PTON)
         length = _LENGTHS_4[digits] if slash else 32
-    except (AddressError, KeyError, ValueError):
+    except (AddrFormatError, KeyError, ValueError):
         return None
     return None if first & _HOST_BITS[32 - length] else Prefix(4, first, length)
-
-
-def _ipv6(text: str) -> int:
-    packed = parse_address(text)
-    number = int.from_bytes(packed)
-    return number if len(packed) == 16 else _MAPPED_NETWORK | number
-
-
-@functools.cache
-def _bulk_ipv6() -> Callable[[str], int]:
-    """The same by netaddr: for many."""
-    from netaddr.core import INET_PTON, AddrFormatError
-    from netaddr.strategy import ipv6
-
-    str_to_int: Callable[[str, int], int] = ipv6.str_to_int
-
-    def read(text: str) -> int:
-        try:
-            return str_to_int(text, INET_PTON)
-        except AddrFormatError as error:
-            raise AddressError(str(error)) from None
-
-    return read
 
 
 def read_prefix(text: str) -> Prefix:
@@ -287,8 +265,6 @@ def _address_range(text: str) -> WordError:
         return WordError("UR105", f"`{printable(text)}` is not a prefix")
     if first.family != last.family or first.first > last.first:
         return WordError("UR105", message)
-    from netaddr.ip import iprange_to_cidrs
-
     covering = [str(cidr) for cidr in iprange_to_cidrs(low, high)]
     if len(covering) > 8:
         return WordError("UR105", message)
