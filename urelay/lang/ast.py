@@ -7,15 +7,15 @@ meant. Statements come in source order; a broken one is a diagnostic instead and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
+from urelay.frozen import frozen
 from urelay.lang.source import Source, Span
 
 # --- values: what stands where an address, port, source, listener or option value may stand
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Word:
     """A bare word (`10.0.0.0/8`, `443`, `.corp.example`, `any`) or a quoted string (its contents)."""
 
@@ -24,7 +24,7 @@ class Word:
     quoted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetName:
     """`@private`; `name` is without the `@`."""
 
@@ -32,7 +32,7 @@ class SetName:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FileItem:
     """`file "lists/ads.txt"`, in a set definition."""
 
@@ -40,7 +40,7 @@ class FileItem:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Braces:
     """`{ 80, 443, @more }`; items may not be braces themselves."""
 
@@ -52,7 +52,7 @@ Item: TypeAlias = Word | SetName | FileItem
 Value: TypeAlias = Word | SetName | FileItem | Braces
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Option:
     """`login env CORP_LOGIN`: a word and its values, as they stand inside `{ }` or after `with`."""
 
@@ -64,7 +64,7 @@ class Option:
 # --- "these connections": one syntax for match, forbid, expect, explain and diff --in
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Clause:
     """`port @web`, `from @admins`, `on { lan, box }`, `table guests`."""
 
@@ -73,7 +73,7 @@ class Clause:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Region:
     """Which connections. `destination` is never missing: `forbid port 25` is a syntax error with a
     hint, `any` is the word. Clauses stand as written, in any order; a repeated one is kept for
@@ -88,7 +88,7 @@ class Region:
 # --- actions
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RewritePart:
     """`to X`, `to nat64 X`, `from nat64 X` or `port X`."""
 
@@ -98,7 +98,7 @@ class RewritePart:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Deliver:
     """What happens to the connection: a verb and its words.
 
@@ -115,7 +115,7 @@ class Deliver:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Action:
     """`rewrite PART, PART then DELIVER`, or only DELIVER (`rewrites` empty)."""
 
@@ -124,7 +124,7 @@ class Action:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """The right side of `expect`: `[not] DELIVER [to ENDPOINT]`."""
 
@@ -137,7 +137,7 @@ class Outcome:
 # --- statements
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Include:
     """`include "common/*.urr"`."""
 
@@ -145,7 +145,7 @@ class Include:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetDef:
     """`set private = { 10.0.0.0/8 }`, `set ads = file "ads.txt"`, `set web = 80`."""
 
@@ -154,7 +154,7 @@ class SetDef:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UpstreamDef:
     """`upstream NAME = KIND WORD… { options }`; for a group the words are its members.
 
@@ -168,7 +168,7 @@ class UpstreamDef:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListenDef:
     """`listen NAME = KIND PLACE… [to ENDPOINT] { options }`.
 
@@ -184,7 +184,7 @@ class ListenDef:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DnsDef:
     """`dns NAME = ADDR:PORT { options }`."""
 
@@ -194,7 +194,7 @@ class DnsDef:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Forbid:
     """`forbid REGION`: a wall."""
 
@@ -202,7 +202,7 @@ class Forbid:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Match:
     """`match REGION -> ACTION [with OPTIONS]`: a route."""
 
@@ -212,7 +212,7 @@ class Match:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expect:
     """`expect REGION -> OUTCOME`: a proof obligation."""
 
@@ -221,7 +221,7 @@ class Expect:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TableDef:
     """`table NAME { … }`; the body holds match, forbid and expect."""
 
@@ -235,7 +235,7 @@ Statement: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Allow:
     """`# allow UR220: lab network`, on a statement's line or alone on the line above it."""
 
@@ -247,7 +247,7 @@ class Allow:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Document:
     """One parsed file: every statement that has the right shape, in order."""
 

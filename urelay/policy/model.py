@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple, TypeAlias
 
+from urelay.frozen import frozen
 from urelay.lang import ast
 from urelay.lang.source import Origin, Source
 from urelay.net.address import Address, Endpoint, Prefix
@@ -56,7 +57,7 @@ class NamePattern(NamedTuple):
         return {NameKind.EXACT: "", NameKind.BELOW: "*.", NameKind.SELF_AND_BELOW: "."}[self.kind] + self.name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Destinations:
     """A resolved set of addresses and names. Elements stay as they were written: no merging."""
 
@@ -64,7 +65,7 @@ class Destinations:
     names: Sequence[NamePattern] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Region:
     """Which connections; None in a field means any. A list is shorthand for one element each."""
 
@@ -97,38 +98,38 @@ class DenyHow(enum.StrEnum):
     TTL_EXPIRED = "ttl-expired"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Direct:
     """Dial the destination."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Via:
     """Hand the destination to an upstream (`direct { … }` upstreams dial it themselves)."""
 
     upstream: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unix:
     """Connect to a unix socket; `template` may hold fields (urelay.policy.check verified them)."""
 
     template: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Deny:
     """Refuse."""
 
     how: DenyHow = DenyHow.DEFAULT
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Silent:
     """Hold the connection without a word, close at the handshake timeout."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lookup:
     """Ask a table again about the rewritten destination."""
 
@@ -138,28 +139,28 @@ class Lookup:
 Deliver: TypeAlias = Direct | Via | Unix | Deny | Silent | Lookup
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToNat64:
     """Embed an IPv4 destination (RFC 6052, 2.2); `prefix.length` is 32 40 48 56 64 or 96."""
 
     prefix: Prefix
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FromNat64:
     """Extract the IPv4 destination from an address under `prefix`."""
 
     prefix: Prefix
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToPrefix:
     """Keep the host bits, replace the network bits. A single address is a /32 or /128."""
 
     prefix: Prefix
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToName:
     """Replace the destination by a host name."""
 
@@ -169,7 +170,7 @@ class ToName:
 Move: TypeAlias = ToNat64 | FromNat64 | ToPrefix | ToName
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rewrite:
     """A new destination, new ports, or both. `ports` is as wide as each of the route's ranges, or 1."""
 
@@ -177,7 +178,7 @@ class Rewrite:
     ports: PortRange | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Action:
     """What a route does: rewrite perhaps, then deliver."""
 
@@ -185,7 +186,7 @@ class Action:
     rewrite: Rewrite | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RouteSettings:
     """What stands after `with`."""
 
@@ -199,7 +200,7 @@ class RouteSettings:
 NO_SETTINGS = RouteSettings()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Route:
     """One `match` statement."""
 
@@ -213,7 +214,7 @@ class Route:
     """From rules/guard.urr: stands in every table and yields to the policy's own route at the same key."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wall:
     """One `forbid` statement; `table` is None for a top-level one, which holds everywhere."""
 
@@ -223,7 +224,7 @@ class Wall:
     node: ast.Forbid = field(repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expectation:
     """One `expect` statement, resolved.
 
@@ -248,7 +249,7 @@ class Expectation:
 # --- ways out and ways in
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Setting:
     """One option as set: its checked value (urelay.policy.options tells the type) and where."""
 
@@ -256,7 +257,7 @@ class Setting:
     origin: Origin
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Login:
     """Where a login is read from when the relay starts; never the login itself."""
 
@@ -276,7 +277,7 @@ class UpstreamKind(enum.StrEnum):
     SPREAD = "spread"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Upstream:
     """A way out with a name. `options` holds what was written; the properties give the defaults."""
 
@@ -350,7 +351,7 @@ class PlaceKind(enum.StrEnum):
     SOCKETBOX = "socketbox"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Where a listener listens. `endpoint` for an address, `fd` for a number, `text` for the rest."""
 
@@ -360,7 +361,7 @@ class Place:
     text: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TableChoice:
     """`table T from PREFIX`: which table a listener's clients live in, by the longest source prefix."""
 
@@ -369,7 +370,7 @@ class TableChoice:
     """None: `table T`, for every other client of this listener"""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Listener:
     """A way in with a name."""
 
@@ -403,7 +404,7 @@ class Listener:
         return setting.value if setting is not None and isinstance(setting.value, float) else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DnsService:
     """A `dns` statement: checked in full; what answers belongs to a later release."""
 
@@ -414,7 +415,7 @@ class DnsService:
     node: ast.DnsDef = field(repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Policy:
     """A whole policy: every file it includes, and the guard."""
 
