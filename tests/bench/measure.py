@@ -1,8 +1,9 @@
 """How the benchmarks measure and report: interleaved rounds, CPU time, and a bar with each figure.
 
 The machine may be shared, and then the same code takes half as long again for seconds on end. So all
-subjects take turns in many short rounds, and the bars are about medians. The least of the rounds, which
-comes nearest to an undisturbed machine, stands beside them, and the processor and the load above.
+subjects take turns in many short rounds. A bar against another subject is about medians; one in seconds
+is about the least of the rounds, which comes nearest to an undisturbed machine. Both are printed, with
+the processor and the load.
 """
 
 from __future__ import annotations
