@@ -23,10 +23,11 @@ from typing import NamedTuple, Protocol
 from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
 from urelay.engine.logins import Logins
 from urelay.engine.resolve import Resolver
+from urelay.engine.session import FAILURE_OF
 from urelay.errors import AddressError, DialError, Failure
 from urelay.net import paths
 from urelay.net.address import Address, Endpoint, Host
-from urelay.policy.model import DenyHow, Outcome, Policy, Upstream, UpstreamKind
+from urelay.policy.model import Outcome, Policy, Upstream, UpstreamKind
 from urelay.table.decision import Decision
 
 
@@ -78,17 +79,9 @@ class Denied(DialError):
     def __init__(self, decision: Decision) -> None:
         by = decision.wall or decision.route
         text = decision.why or (f"denied by {by}" if by else "denied: no route matches")
-        super().__init__(_DENIALS[decision.deny_how], text)
+        super().__init__(FAILURE_OF[decision.deny_how], text)
         self.decision = decision
 
-
-_DENIALS = {
-    DenyHow.DEFAULT: Failure.DENIED,
-    DenyHow.REFUSED: Failure.REFUSED,
-    DenyHow.HOST_UNREACHABLE: Failure.HOST_UNREACHABLE,
-    DenyHow.NET_UNREACHABLE: Failure.NET_UNREACHABLE,
-    DenyHow.TTL_EXPIRED: Failure.TTL_EXPIRED,
-}
 
 # Failures of a proxy that speak of the address it was asked for, so that another may do better.
 _ABOUT_THE_ADDRESS = frozenset((Failure.REFUSED, Failure.HOST_UNREACHABLE, Failure.NET_UNREACHABLE))

@@ -95,7 +95,7 @@ class Session:
 
     def receive(self, data: bytes) -> Command:
         """The client sent `data`: answers Reply, Ask or Refuse."""
-        raise NotImplementedError
+        raise AssertionError("a client that is asked nothing is not listened to before the hand-over")
 
     def decided(self, decision: Decision) -> Command:
         """The policy has spoken: answers Dial, Hold or Refuse."""
