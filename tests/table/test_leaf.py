@@ -6,13 +6,14 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.strategies import LISTENERS, policy, ports, prefix, region, route
 from urelay.net.address import Prefix, address_of
-from urelay.policy.model import ALL_PORTS, Direct, PortRange
+from urelay.policy.model import ALL_PORTS, Direct, Outcome, PortRange
 from urelay.table.compile import compile_policy
+from urelay.table.decision import Decision
 from urelay.table.leaf import Candidate, Layer, Leaf
 
 _RULE = route(region("any"), Direct())
@@ -88,6 +89,47 @@ def test_many_sources_are_found_as_by_a_scan(families: tuple[int, ...]) -> None:
         port, listener = chance.choice((80, 85, 90)), chance.choice((None, "lan"))
         expected = next((c for c in ordered if _matches(c, port, asked, listener)), None)
         assert leaf.find(port, asked, listener) is expected
+
+
+@given(
+    st.lists(candidates, max_size=5),
+    st.lists(candidates, max_size=5),
+    st.sampled_from([None, b"\x0a\x01\x00\x01", b"\xfd" + bytes(15)]),
+    st.sampled_from([None, *LISTENERS]),
+)
+def test_but_for_the_special_ports_the_usual_decision_stands(
+    walls: list[Candidate], routes: list[Candidate], source: bytes | None, listener: str | None
+) -> None:
+    layers = [
+        Layer(replace(one, decision=Decision(Outcome.DENY, "main", "")) for one in found)
+        for found in (walls, [*routes, _candidate()])
+        if found
+    ]
+    leaf = Leaf(tuple(layers[:-1]), (layers[-1],), False)
+    assume(leaf.usual is not None)
+    for port in {*range(1, 42)} - leaf.special:
+        winner = leaf.find(port, source, listener)
+        assert winner is not None
+        assert winner.decision is leaf.usual
+
+
+@pytest.mark.parametrize(
+    ("before", "special"),
+    [
+        ([], set()),
+        (["25"], {25}),
+        (["135-139", "445"], {135, 136, 137, 138, 139, 445}),
+        (["1024-65535"], None),
+        (["8000-8063", "22"], None),
+    ],
+    ids=["none", "one", "some", "a wide range", "too many"],
+)
+def test_few_ports_are_special_or_nothing_is_usual(before: list[str], special: set[int] | None) -> None:
+    decision = Decision(Outcome.DIRECT, "main", "")
+    rows = [*(_candidate(port=port, on="lan") for port in before), replace(_candidate(), decision=decision)]
+    leaf = Leaf((), (Layer(rows),), False)
+    assert leaf.usual is (None if special is None else decision)
+    assert leaf.special == (special or set())
 
 
 def test_fewer_ports_come_before_a_longer_source_before_a_named_listener() -> None:
