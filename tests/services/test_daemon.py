@@ -22,10 +22,17 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVING = re.compile(r"urelay: serving (?P<path>\S+) \(policy (?P<digest>[0-9a-f]{8}), \d+ routes?\): .*")
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """A port of 127.0.0.1 that nothing listens on, another one at each call."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = int(server.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 class Echo:
@@ -159,9 +166,9 @@ def echoes(client: socket.socket, data: bytes = b"hello") -> bool:
 
 
 def is_open(port: int) -> bool:
-    """Whether something listens there."""
+    """Whether something listens there; a connection that met itself found nobody."""
     with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
+        return client.connect_ex(("127.0.0.1", port)) == 0 and client.getsockname()[1] != port
 
 
 def socks(port: int, name: str = "socks") -> str:
