@@ -54,8 +54,8 @@ class Peer:
             self.tasks.discard(task)
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
-        raise NotImplementedError
+        """One connection; each peer has its own way with it."""
+        raise AssertionError("a peer says how it converses")
 
 
 class Scripted(Peer):

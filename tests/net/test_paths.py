@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from urelay.errors import AddressError
 from urelay.net.address import parse_address
-from urelay.net.paths import LONGEST, fill, unknown_fields
+from urelay.net.paths import LONGEST, fill
 
 FACTS = {
     "address": parse_address("192.0.2.7"),
@@ -68,10 +68,6 @@ def test_the_longest_path_is_107_bytes(extra: int) -> None:
             fill(template, name="abc")
     else:
         assert len(fill(template, name="abc")) == LONGEST
-
-
-def test_unknown_fields_are_named_in_order() -> None:
-    assert unknown_fields("/run/{host}/{port}/{}/#//8_") == ["host", ""]
 
 
 @given(st.text(max_size=40))

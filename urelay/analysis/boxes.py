@@ -40,8 +40,6 @@ NO_SOURCE = Sources(0, 0, 0)
 Listeners: TypeAlias = frozenset[str | None]
 """Names of listeners; None among them is a connection that came in by none."""
 
-NOBODY: Listeners = frozenset((None,))
-
 
 class Box(NamedTuple):
     """Ports by sources by listeners; none of the three is empty."""

@@ -6,6 +6,7 @@ import resource
 from dataclasses import dataclass
 
 from urelay.policy.model import ListenerKind
+from urelay.protocols.socks import RECEIVE_SIZE
 
 RESERVED_DESCRIPTORS = 64
 """Left out of the connection budget: listeners, logs, reloads, resolvers, namespaces"""
@@ -40,7 +41,7 @@ class Limits:
     """Accepted per wake-up, so that a storm of them starves nobody"""
     accept_pause_s: float = 0.25
     """How long nothing is accepted once descriptors ran out"""
-    handshake_bytes: int = 2048
+    handshake_bytes: int = RECEIVE_SIZE
     """What one client may send before its request is complete, and the most kept for it"""
     max_connections: int = 10_000
     max_handshakes: int = 1_024

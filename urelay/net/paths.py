@@ -27,13 +27,6 @@ _FIELD = re.compile(r"\{([^{}]*)\}|#//([0-7P])_")
 _SAFE = re.compile(r"(?!\.)[0-9A-Za-z._:-]+")
 
 
-def unknown_fields(template: str) -> list[str]:
-    """The names in braces that are no field, in order: for the check of a policy."""
-    return [
-        match[1] for match in _FIELD.finditer(template) if match[1] is not None and match[1] not in FIELDS
-    ]
-
-
 def fill(
     template: str,
     *,

@@ -114,7 +114,6 @@ class _Overlay:
         self._walls_end = sum(isinstance(rule, Wall) for rule in rules)
         self._candidates: dict[int, tuple[Candidate, ...]] = {}
         self._layers: dict[tuple[int, ...], Layer] = {}
-        self._chains: dict[tuple[tuple[int, ...], tuple[Layer, ...]], tuple[Layer, ...]] = {}
         self._leaves: dict[tuple[tuple[Layer, ...], tuple[Layer, ...], bool], Leaf] = {}
         self._results: dict[tuple[tuple[int, ...], Leaf], Leaf] = {}
 
