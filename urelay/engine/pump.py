@@ -283,9 +283,11 @@ class Direction:
             self._source_broke(error.errno or errno.EIO)
             return 0
         if not size:
+            # Said at the end, and in front of urgent data with an end somewhere behind it: a read can tell.
             self._return_pipe()
-            self._source_ended()
-            return 0
+            self.burst = 0
+            self._keep_urgent_data_in_place()
+            return self._copy()
         self.held = size
         if not self._flush():
             return 0
@@ -331,6 +333,9 @@ class Direction:
         self._stop_splicing()
         return self._flush()
 
+    def _keep_urgent_data_in_place(self) -> None:
+        self.src.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
     def _stop_splicing(self) -> None:
         self.copy_only = True
         self.burst = 0
@@ -363,8 +368,8 @@ class Direction:
     def _look_behind(self, events: int) -> None:
         """More than data was announced: an end, an error, or urgent data."""
         if events & select.EPOLLPRI:
-            # Urgent data stays in its place in the stream. A splice would stop in front of it for ever.
-            self.src.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            # A splice would stop in front of it for ever.
+            self._keep_urgent_data_in_place()
             self._stop_splicing()
             if not self.held:
                 self._return_pipe()
