@@ -211,7 +211,7 @@ class Crowd:
 
     def __init__(self, seed: int) -> None:
         self.slowest_s = 0.0
-        """The longest that a listening side waited for bytes that were on their way, to a tenth of a second"""
+        """The longest that a listening side waited for bytes on their way, to a tenth of a second"""
         self._rng = random.Random(seed)
         self._sides: dict[int, Side] = {}
         self._numbers = itertools.count(1)
@@ -301,17 +301,20 @@ def _unacknowledged(sock: socket.socket) -> int:
     return int.from_bytes(raw, sys.byteorder)
 
 
-def pour(sock: socket.socket, coded: Coded, settled_s: float = 0.15, said: int = 0) -> int:
-    """Say bytes until the relay and the kernel have taken none for a while; returns the offset reached."""
-    sock.setblocking(False)
+def pour(coded: Coded, *socks: socket.socket, settled_s: float = 0.1) -> list[int]:
+    """Say bytes on each until the relay and the kernel have taken none for a while; how much was said."""
+    said = dict.fromkeys(socks, 0)
+    for sock in socks:
+        sock.setblocking(False)
     last = time.monotonic()
     while time.monotonic() - last < settled_s:
-        try:
-            said += sock.send(coded.piece(said, 1 << 20))
-            last = time.monotonic()
-        except BlockingIOError:
-            time.sleep(0.005)
-    return said
+        for sock in socks:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    said[sock] += sock.send(coded.piece(said[sock], 1 << 18))
+                    last = time.monotonic()
+        time.sleep(0.005)
+    return list(said.values())
 
 
 def hear_all(sock: socket.socket, coded: Coded, heard: int = 0) -> tuple[int, str]:

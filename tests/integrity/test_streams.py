@@ -1,4 +1,4 @@
-"""Every byte arrives, once, in its place and in its stream, by every path; and each stream ends as it was ended."""
+"""Every byte arrives, once, in its place and its stream, by every path; each stream ends as it was ended."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def plan_of_a_stream(rng: random.Random, place: float, size: int) -> tuple[Plan,
 
 @sizes("transfers, most", (200, MIB), (10_000, 8 * MIB))
 def test_no_transfer_stalls_whatever_its_reader_does(transfers: int, most: int) -> None:
-    """R3: small buffers, readers that pause at random; a watchdog for each, as they go a hundred at a time."""
+    """R3: small buffers, readers that pause at random; a watchdog for each, a hundred at a time."""
     rng = random.Random(3)
     with Subject() as subject:
         for first in range(0, transfers, 100):
@@ -91,7 +91,7 @@ def test_a_wrong_byte_is_found_and_named() -> None:
     data[100] ^= 1
     with pytest.raises(AssertionError, match="wrong at offset 5100"):
         coded.check(5000, bytes(data))
-    with pytest.raises(AssertionError, match="wrong at offset 5000.*bytes from 8 further on"):
+    with pytest.raises(AssertionError, match=r"wrong at offset 5000.*bytes from 8 further on"):
         coded.check(5000, bytes(coded.piece(5008, 64)))
     with pytest.raises(AssertionError, match="another stream"):
         coded.check(5000, bytes(other.piece(5000, 64)))
