@@ -25,7 +25,6 @@ from tests.engine.rig import (
     reset,
     tcp_pair,
 )
-from urelay.engine import flow as flow_module
 from urelay.engine.limits import Limits
 from urelay.engine.record import End
 
@@ -234,16 +233,15 @@ def test_a_half_closed_flow_is_reaped_and_an_open_one_is_not(make_rig: Callable[
     assert not whole.ended.done.is_set()
 
 
-def test_long_lived_flows_get_keepalives(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow_module, "KEEPALIVE_FROM_S", 0.01)
-    rig.pump.first_look_s = 0.01
+def test_long_lived_flows_get_keepalives(make_rig: Callable[[Limits], Rig]) -> None:
+    rig = make_rig(Limits(keepalive_from_s=0.01))
     run = rig.flow()
     inner = rig.thread.call(lambda: [each.src for each in rig.directions()])
     deadline = time.monotonic() + 5
     while not all(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for sock in inner):
         threading.Event().wait(0.02)
         assert time.monotonic() < deadline
-    assert inner[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
+    assert inner[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
     assert not run.ended.done.is_set()
 
 

@@ -14,9 +14,9 @@ import select
 import socket
 from typing import TYPE_CHECKING, Protocol
 
-from urelay.engine.pump import BEHIND, KEEPALIVE_FROM_S, OVER, Direction, Pump
+from urelay.engine.pump import BEHIND, OVER, Direction, Pump
 from urelay.engine.record import End
-from urelay.engine.tcp import keep_alive, reset_on_close, unacknowledged
+from urelay.engine.tcp import keep_alive, reset_on_close, unacknowledged, unheard_for
 
 if TYPE_CHECKING:
     from socket import SocketType
@@ -97,9 +97,9 @@ class Flow:
 
     def on_timer(self, now: float) -> None:
         """Time to see whether anything moved; ends the flow, or sets the next such time."""
-        if not self._kept_alive and now - self._started >= KEEPALIVE_FROM_S:
-            self._keep_alive()
         limits = self._pump.limits
+        if not self._kept_alive and now - self._started >= limits.keepalive_from_s:
+            self._keep_alive()
         stalled_s = limits.stalled_s
         wait_s = min(self._pump.check_s, self._idle_s or self._pump.check_s)
         holds = False
@@ -113,6 +113,12 @@ class Flow:
                         self.abort(End.TIMEOUT, f"the {taker} took no byte for {stalled_s:g} s")
                         return
                     wait_s = min(wait_s, left)
+            if self._kept_alive and limits.unheard_s:
+                silent_s = unheard_for(direction.dst)
+                if silent_s >= limits.unheard_s:
+                    self.abort(End.TIMEOUT, f"the {self._side(direction.dst)} stopped answering")
+                    return
+                wait_s = min(wait_s, limits.unheard_s - silent_s)
         half = self.up.state or self.down.state
         quiet_s = limits.half_closed_s if half else self._idle_s
         # What is held waits for a reader, whose patience is measured above.
@@ -176,5 +182,6 @@ class Flow:
 
     def _keep_alive(self) -> None:
         self._kept_alive = True
-        keep_alive(self.up.src)
-        keep_alive(self.down.src)
+        limits = self._pump.limits
+        keep_alive(self.up.src, limits.probe_after_s, limits.probe_every_s)
+        keep_alive(self.down.src, limits.probe_after_s, limits.probe_every_s)

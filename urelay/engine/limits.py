@@ -33,6 +33,13 @@ class Limits:
     """Idle time of a flow with one direction ended; bytes the other way start it again"""
     stalled_s: float = 600.0
     """No byte accepted by a peer that owes a read: a zero window lasts for ever otherwise"""
+    keepalive_from_s: float = 30.0
+    """Flows that live this long get keepalives; shorter ones save the system calls"""
+    probe_after_s: int = 60
+    """Whole seconds of silence before the first keepalive probe"""
+    probe_every_s: int = 15
+    unheard_s: float = 120.0
+    """How long the kernel of a peer may answer nothing, neither bytes nor probes"""
     reset_drain_s: float = 30.0
     """How long a reset waits for what was read before it to be delivered"""
     farewell_s: float = 2.0
@@ -69,7 +76,7 @@ class Limits:
         """The grain of the timers: a second, or a quarter of the shortest timeout."""
         timeouts = (
             self.handshake_s, self.connect_s, self.idle_transparent_s, self.idle_s,
-            self.half_closed_s, self.stalled_s, self.reset_drain_s, self.farewell_s,
+            self.half_closed_s, self.stalled_s, self.reset_drain_s, self.farewell_s, self.unheard_s,
         )  # fmt: skip
         return max(0.01, min(1.0, min(t for t in timeouts if t > 0) / 4))
 

@@ -74,8 +74,6 @@ BEHIND = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _DEAD = select.EPOLLHUP | select.EPOLLERR
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
-KEEPALIVE_FROM_S = 30.0
-"""Flows that live this long get keepalives and a user timeout; shorter ones save the system calls"""
 _LONGEST_CHECK_S = 60.0
 """Between two looks at a flow whose timeouts are all off"""
 _FIRST_LOOK_S = 0.002
@@ -105,10 +103,11 @@ class Pump:
         self.poller = poller
         self.wheel = wheel
         self.limits = limits
-        self.check_s = min(limits.half_closed_s or _LONGEST_CHECK_S, limits.stalled_s or _LONGEST_CHECK_S)
-        """At most this long between two looks at a flow, so that a half-close, or a reader that stalls,
-        is noticed in time without a timer of its own"""
-        self.first_look_s = min(self.check_s, KEEPALIVE_FROM_S)
+        timeouts = (limits.half_closed_s, limits.stalled_s, limits.unheard_s)
+        self.check_s = min(each or _LONGEST_CHECK_S for each in timeouts)
+        """At most this long between two looks at a flow, so that a half-close, a reader that stalls or a
+        peer that is gone is noticed in time without a timer of its own"""
+        self.first_look_s = min(self.check_s, limits.keepalive_from_s)
         self.pipes = PipePool(limits.max_pipes)
         self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)

@@ -13,13 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from socket import SocketType
 
-_KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000),
-)
+_PROBES = 6
+_INFO_BYTES = 60
+"""Of struct tcp_info, up to and with `tcpi_last_ack_recv` (linux/tcp.h)"""
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
@@ -37,10 +33,31 @@ def unacknowledged(sock: SocketType) -> int:
         return 0
 
 
-def keep_alive(sock: SocketType) -> None:
-    """Notice a peer that is gone: 60 s of silence, then six probes 15 s apart; 120 s for unread bytes."""
+def keep_alive(sock: SocketType, after_s: int, every_s: int) -> None:
+    """Probe a peer that has been silent for `after_s`, six times, `every_s` apart; then it is gone."""
     if sock.family != socket.AF_UNIX:
         # A socket that broke meanwhile refuses; its event is on its way.
         with contextlib.suppress(OSError):
-            for level, option, value in _KEEPALIVE:
-                sock.setsockopt(level, option, value)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, after_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+
+
+def unheard_for(sock: SocketType) -> float:
+    """Seconds since the peer's kernel last answered, if it owes an answer to bytes or probes; else 0.
+
+    This is not TCP_USER_TIMEOUT, which also ends a connection whose peer answers all the time that it
+    has no room: a reader that pauses is not gone.
+    """
+    if sock.family == socket.AF_UNIX:
+        return 0.0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+    except OSError:
+        return 0.0
+    retransmits, probes = info[2], info[3]
+    # One of them may just be on its way.
+    if max(retransmits, probes) < 2:
+        return 0.0
+    return int.from_bytes(info[56:60], sys.byteorder) / 1000
