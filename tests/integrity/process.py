@@ -2,7 +2,7 @@
 
     limits          what `Limits` shall differ in from its defaults
     listeners       [[name, kind, host, port to forward to or null], …]; all bind 127.0.0.1
-    routes          [[destination, "direct" | "silent" | a unix path], …]
+    routes          [[an address, a prefix or localhost, "direct" | "silent" | a unix path], …]
     descriptors     the soft limit, set once everything is open
     uid             whom to become once everything is imported
     refuse_splices  every so many-th splice fails with EINVAL, as on a socket that knows none
@@ -60,7 +60,7 @@ class Subject:
 
         ways = {"direct": Direct(), "silent": Silent()}
         routes = [
-            by_hand.route(by_hand.region(where), ways[to] if to in ways else Unix(to), line)
+            by_hand.route(by_hand.region(where, name=where == "localhost"), ways.get(to) or Unix(to), line)
             for line, (where, to) in enumerate(spec["routes"], 1)
         ]
         table = compile_policy(by_hand.policy(routes))
@@ -85,11 +85,9 @@ class Subject:
 
     def _report(self) -> Any:
         numbers = dataclasses.asdict(self.relay.snapshot())
-        gc.collect()
         numbers["tasks"] = len(asyncio.all_tasks())
         numbers["timers"] = len(self.relay.wheel)
         numbers["watched"] = len(self.relay.poller)
-        # Last, so that it counts what was asked of us since the last time, and not this.
         numbers["cpu_s"] = time.process_time()
         return numbers
 
