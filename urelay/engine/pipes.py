@@ -41,11 +41,13 @@ class Pipe(NamedTuple):
 class PipePool:
     """Empty pipes, at most `limit` in all with those in use. Must be closed."""
 
-    __slots__ = ("_free", "_limit", "_not_before", "_size", "open")
+    __slots__ = ("_free", "_limit", "_not_before", "_size", "open", "refused")
 
     def __init__(self, limit: int, size: int = PIPE_BYTES) -> None:
         self.open = 0
         """How many there are, in use and in the pool"""
+        self.refused = 0
+        """How often the kernel gave none, or one too small to be of use"""
         self._limit = limit
         self._size = size
         self._free: list[Pipe] = []
@@ -65,6 +67,7 @@ class PipePool:
         pipe = _open_pipe(self._size)
         if pipe is None:
             self._not_before = time.monotonic() + _RETRY_S
+            self.refused += 1
             return None
         self.open += 1
         return pipe

@@ -214,6 +214,7 @@ class Relay:
             bytes_down=self._bytes_down,
             pipes_open=self.pump.pipes.open,
             pipes_in_use=self.pump.pipes.in_use,
+            pipes_refused=self.pump.pipes.refused,
             accept_pauses=self._accept_pauses,
             wakeups=self.poller.batches,
         )

@@ -24,6 +24,8 @@ class Stats:
     bytes_down: int
     pipes_open: int
     pipes_in_use: int
+    pipes_refused: int
+    """How often the kernel gave no pipe, or a small one: bytes are copied for a second then"""
     accept_pauses: int
     """How often accepting stopped because descriptors or connections ran out"""
     wakeups: int
