@@ -203,6 +203,9 @@ def datagram(host: str, port: int = 0) -> socket.socket:
 
 # --- SOCKS, from the client's side
 
+NET_UNREACHABLE = 3
+"""RFC 1928, section 6"""
+
 
 def socks5(sock: socket.socket, host: bytes, port: int) -> int:
     """Asks a SOCKS5 server to CONNECT; the reply code, 0 for success, -1 when it just closed.

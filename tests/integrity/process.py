@@ -5,11 +5,13 @@
     routes          [[an address, a prefix or localhost, "direct" | "silent" | a unix path], …]
     descriptors     the soft limit, set once everything is open
     uid             whom to become once everything is imported
+    forget          true: keep no records
     refuse_splices  every so many-th splice fails with EINVAL, as on a socket that knows none
 
 It prints the ports of its listeners as a JSON line. Then every line on standard input is answered by
 one on standard output: `report` by the numbers of this moment, `records` by how each connection that
-ended since the last time did. It ends when standard input does.
+ended since the last time did, `memory` by what is left when the garbage is collected. It ends when
+standard input does.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Subject:
         table = compile_policy(by_hand.policy(routes))
         self.records: list[tuple[Any, ...]] = []
         limits = dataclasses.replace(Limits.for_this_process(), **spec.get("limits", {}))
-        self.relay = Relay(table, Dialer(Resolver(), {}, Timeouts()), self._note, limits)
+        note = (lambda record: None) if spec.get("forget") else self._note
+        self.relay = Relay(table, Dialer(Resolver(), {}, Timeouts()), note, limits)
         self.ports: dict[str, int] = {}
         for name, kind, host, port in spec["listeners"]:
             sock = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -74,7 +77,11 @@ class Subject:
             listener = dataclasses.replace(by_hand.listener(name, kind=ListenerKind(kind)), to=to)
             self.relay.add_listener(listener, sock)
             self.ports[name] = sock.getsockname()[1]
-        self.answers: dict[str, Callable[[], Any]] = {"report": self._report, "records": self._take_records}
+        self.answers: dict[str, Callable[[], Any]] = {
+            "report": self._report,
+            "records": self._take_records,
+            "memory": self._memory,
+        }
 
     def _note(self, record: Any) -> None:
         self.records.append((record.bytes_up, record.bytes_down, record.end.value, record.error))
@@ -82,6 +89,10 @@ class Subject:
     def _take_records(self) -> Any:
         taken, self.records = self.records, []
         return taken
+
+    def _memory(self) -> Any:
+        gc.collect()
+        return len(gc.get_objects())
 
     def _report(self) -> Any:
         numbers = dataclasses.asdict(self.relay.snapshot())

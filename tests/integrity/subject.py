@@ -191,6 +191,11 @@ class Subject:
         assert len(found) == count
         return found
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes it has, and objects that its garbage collector knows, after a collection."""
+        objects = self._ask("memory")
+        return resident_of(self.pid), objects
+
     def idle(self, seconds: float) -> tuple[float, int]:
         """Leave it alone for so long; the processor seconds and the wake-ups it used meanwhile."""
         before = self.report()
