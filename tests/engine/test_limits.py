@@ -17,6 +17,8 @@ def test_connections_and_pipes_fit_the_descriptors(soft: int, monkeypatch: pytes
     assert 8 <= limits.max_connections <= 10_000
     if soft >= 256:
         assert 2 * limits.max_connections + 2 * limits.max_pipes <= soft - 64
+    # Who never asks takes no more than a share, whatever the number of his addresses.
+    assert limits.max_handshakes <= max(32, limits.max_connections // 4)
 
 
 def test_no_limit_on_descriptors_is_the_full_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,7 @@ class Limits:
         return replace(
             self,
             max_connections=connections,
+            max_handshakes=min(self.max_handshakes, max(self.accept_batch, connections // 4)),
             max_pipes=max(4, connections // 4),
             per_source=min(connections, max(_FEW_CONNECTIONS, connections // 4)),
         )
