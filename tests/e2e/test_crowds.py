@@ -176,9 +176,7 @@ def answer(sock: socket.socket) -> bytes:
 
 
 @sizes("cap, visits", (400, 40), (1000, 1000))
-def test_who_opens_all_he_can_shuts_nobody_else_out(
-    site: Site, serve: Serve, cap: int, visits: int
-) -> None:
+def test_who_opens_all_he_can_shuts_nobody_else_out(site: Site, serve: Serve, cap: int, visits: int) -> None:
     """R12: one source asks and then lies still, many others never ask; another one is always served."""
     relay = serve(POLICY, site.box, "--max-connections", str(cap))
     base = relay.sockets()
