@@ -120,7 +120,7 @@ def quiet_share(relay: Urelay, seconds: float) -> float:
 # --- R11
 
 
-@sizes("newcomers, window_s", (300, 1.5), (2000, 30.0))
+@sizes("newcomers, window_s", (250, 1.0), (2000, 30.0))
 @pytest.mark.parametrize(
     ("lacking", "options"),
     [("too many open files", ["--max-connections", "1000"]), ("as many as allowed", [])],

@@ -28,6 +28,7 @@ from tests.engine.test_connect import (
     unix_listener,
 )
 from tests.engine.test_proxies import received
+from tests.places import HERE, PACKED, own_port
 from tests.strategies import policy, region, route, upstream, wall
 from urelay.engine.connect import Timeouts
 from urelay.engine.dial import Asked, Denied, Dialed, Dialer
@@ -597,7 +598,7 @@ def test_no_cancel_at_any_moment_leaks_anything(tmp_path: Path, hosts: Path) -> 
                     result.sock.close()
             server.close()
             # The peers see their ends closed; then nothing of ours is left.
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while way.tasks or goal.tasks:
                     await asyncio.sleep(0.001)
             assert descriptors() <= before
@@ -638,11 +639,11 @@ def test_dante_is_asked_and_refuses(tmp_path: Path) -> None:
     goal = Echo(b"goal")
 
     async def main() -> None:
-        with refusing() as free:
-            at = free
+        # An address of its own, where nobody else takes a port.
+        at = Endpoint(PACKED, own_port())
         config = tmp_path / "danted.conf"
         config.write_text(
-            f"logoutput: {tmp_path}/danted.log\ninternal: 127.0.0.1 port = {at.port}\nexternal: lo\n"
+            f"logoutput: {tmp_path}/danted.log\ninternal: {HERE} port = {at.port}\nexternal: lo\n"
             "socksmethod: none\nclientmethod: none\n"
             "client pass { from: 0.0.0.0/0 to: 0.0.0.0/0 log: connect disconnect error }\n"
             "socks pass { from: 0.0.0.0/0 to: 0.0.0.0/0 log: connect disconnect error }\n"
@@ -655,7 +656,7 @@ def test_dante_is_asked_and_refuses(tmp_path: Path) -> None:
                 world = World(
                     [route(region(), Via("corp"))], upstreams=[proxy("corp", at, kind, dns="remote")]
                 )
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while isinstance(dialed := await attempt(world, goal.at), DialError):
                         assert process.poll() is None, (tmp_path / "danted.log").read_text()
                         await asyncio.sleep(0.05)

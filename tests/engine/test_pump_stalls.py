@@ -1,56 +1,20 @@
-"""No transfer stalls for good, a stalled reader costs one burst, and nothing spins while it waits."""
+"""A stalled reader costs one burst and holds up nobody else, and nothing spins while it waits."""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
-import random
 import socket
 import struct
 import termios
 import threading
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 
 from tests.engine.rig import MIB, Rig, exchange, in_thread, no_descriptor_left, pattern, read_all, reset
 from urelay.engine.limits import Limits
 from urelay.engine.record import End
-
-
-def test_no_transfer_stalls_however_the_reader_pauses(rig: Rig) -> None:
-    """240 transfers through tiny buffers, readers that read odd amounts and pause at random."""
-    total = hashlib.sha256(pattern(MIB // 2)).digest()
-    failures = []
-
-    def one(seed: int) -> None:
-        mine = random.Random(seed)
-        run = rig.flow(small=mine.choice([4096, 16384, 65536]))
-        near, far = (run.client, run.server) if seed % 2 else (run.server, run.client)
-        data = pattern(MIB // 2)
-        sending = in_thread(lambda: (near.sendall(data), near.shutdown(socket.SHUT_WR)))
-        got = hashlib.sha256()
-        try:
-            far.settimeout(10)
-            while part := far.recv(mine.choice([1000, 30_000, 200_000])):
-                got.update(part)
-                if mine.random() < 0.05:
-                    threading.Event().wait(mine.random() / 200)
-        except TimeoutError:
-            failures.append(seed)
-        sending.join()
-        if got.digest() != total:
-            failures.append(seed)
-        far.close()
-        near.close()
-
-    for first in range(0, 240, 30):
-        threads = [in_thread(partial(one, first + number)) for number in range(30)]
-        for thread in threads:
-            thread.join()
-    assert not failures
 
 
 def test_stalled_readers_cost_a_burst_each_and_no_more() -> None:
@@ -127,7 +91,7 @@ def test_a_reader_that_takes_nothing_is_given_up(make_rig: Callable[[Limits], Ri
     rig = make_rig(Limits(stalled_s=0.4))
     run = rig.flow(small=4096)
     rig.stall(run.client)
-    ended = run.ended.wait(5)
+    ended = run.ended.wait()
     assert (ended.end, ended.error) == (End.TIMEOUT, "the server took no byte for 0.4 s")
 
 

@@ -120,6 +120,12 @@ class World:
         server.settimeout(PATIENCE_S)
         return server
 
+    def bound(self) -> socket.socket:
+        """A socket that has a port and does not listen."""
+        sock = self._listening.enter_context(socket.socket())
+        sock.bind(("127.0.0.1", 0))
+        return sock
+
     def connect(self, address: tuple[str, int]) -> socket.socket:
         return self._listening.enter_context(socket.create_connection(address, PATIENCE_S))
 
@@ -364,8 +370,9 @@ def test_deny_silently_holds_without_a_word(world: Callable[..., World], kind: L
 
 def test_nobody_listening_is_a_refusal(world: Callable[..., World]) -> None:
     here = world()
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        nowhere = endpoint(closed)
+    # Bound, so that it is nobody else's, and not listening.
+    bound = here.bound()
+    nowhere = endpoint(bound)
     told = here.connect(here.listen(ListenerKind.SOCKS))
     told.sendall(b"\5\1\0" + socks5(LOOPBACK, nowhere.port))
     assert read_all(told) == b"\5\0\5\5\0\1" + bytes(6)
@@ -472,7 +479,7 @@ def test_a_trickling_client_is_cut_at_an_absolute_deadline(world: Callable[..., 
     started = time.monotonic()
     with pytest.raises(ConnectionError):
         _trickle(client)
-    assert 0.4 <= time.monotonic() - started <= 2
+    assert 0.4 <= time.monotonic() - started <= 10
     assert (here.record().end, here.record().error) == (End.TIMEOUT, "no complete request in 0.5 s")
 
 
@@ -562,14 +569,16 @@ def test_running_out_of_descriptors_pauses_accepting_and_hurts_nobody_connected(
 
     real = acceptor.sock
     acceptor.sock = Exhausted(real)  # type: ignore[assignment]
+    began = time.monotonic()
     late = here.connect(address)
     for _ in range(50):
         client.sendall(b"ping")
         assert other.recv(4) == b"ping"
         threading.Event().wait(0.01)
-    assert 1 <= len(refusals) <= 8
+    took_s = time.monotonic() - began
+    assert 1 <= len(refusals) <= took_s / 0.1 + 2
     assert here.stats().accept_pauses >= 1
-    assert sum("accepting pauses" in each.message for each in caplog.records) == 1
+    assert 1 <= sum("accepting pauses" in each.message for each in caplog.records) <= took_s + 1
     acceptor.sock = real
     served = here.accepted(server)
     late.sendall(b"at last")

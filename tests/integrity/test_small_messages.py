@@ -42,7 +42,7 @@ def exchange(near: socket.socket, far: socket.socket, segments: tuple[int, ...])
     return time.perf_counter() - began
 
 
-@sizes("rounds", 400, 10_000)
+@sizes("rounds", 250, 10_000)
 @pytest.mark.parametrize("way", ["forward", "socks"])
 @pytest.mark.parametrize("segments", [(100,), (5, 49, 17, 30, 8)], ids=["one segment", "five segments"])
 def test_small_messages_wait_for_no_timer(way: str, segments: tuple[int, ...], rounds: int) -> None:
@@ -57,7 +57,7 @@ def test_small_messages_wait_for_no_timer(way: str, segments: tuple[int, ...], r
     assert steps <= rounds // 10, statistics.quantiles(took, n=20)
 
 
-@sizes("rounds", 200, 2000)
+@sizes("rounds", 150, 2000)
 def test_small_messages_between_large_ones_wait_for_no_timer(rounds: int) -> None:
     """R25: the flow has spliced, and a splice is not told that more comes."""
     with Subject() as subject:

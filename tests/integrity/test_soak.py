@@ -15,7 +15,7 @@ GROWTH_BYTES = 1 << 20
 GROWTH_OBJECTS = 300
 
 
-@sizes("rate, seconds", (1000, 3), (5000, 30))
+@sizes("rate, seconds", (1000, 2), (5000, 30))
 def test_connections_at_a_high_rate_leave_nothing(rate: int, seconds: int) -> None:
     """A byte each way; every tenth is reset, every tenth half-closed first. What is left is nothing."""
     listeners = [("socks", "socks", "127.0.0.1", None)]

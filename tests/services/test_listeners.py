@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.places import HERE, own_port
 from urelay.errors import StartError
 from urelay.lang import ast
 from urelay.lang.source import Origin, Source, Span
@@ -48,12 +49,6 @@ def env(variable: str) -> Place:
     return Place(PlaceKind.FD_ENV, text=variable)
 
 
-def free_port() -> int:
-    """A port of every address that nothing listens on."""
-    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
-        return int(server.getsockname()[1])
-
-
 def reaches(host: str, port: int) -> bool:
     """Whether a client gets in."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as client:
@@ -88,19 +83,19 @@ def given() -> Iterator[socket.socket]:
 
 @pytest.mark.usefixtures("descriptors")
 def test_a_socket_listens_without_blocking_or_leaking_to_children() -> None:
-    port = free_port()
-    [opened] = Opener({}, ()).open([listener(at("127.0.0.1", port))])
+    port = own_port()
+    [opened] = Opener({}, ()).open([listener(at(HERE, port))])
     with opened.sock as sock:
-        assert sock.getsockname() == ("127.0.0.1", port)
+        assert sock.getsockname() == (HERE, port)
         assert not sock.getblocking()
         assert not sock.get_inheritable()
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert reaches("127.0.0.1", port)
+        assert reaches(HERE, port)
 
 
 @pytest.mark.usefixtures("descriptors")
 def test_the_ipv6_wildcard_takes_ipv4_too() -> None:
-    port = free_port()
+    port = own_port()
     [opened] = Opener({}, ()).open([listener(at("::", port))])
     with opened.sock:
         assert reaches("127.0.0.1", port)
@@ -109,11 +104,11 @@ def test_the_ipv6_wildcard_takes_ipv4_too() -> None:
 
 @pytest.mark.usefixtures("descriptors")
 def test_every_failure_is_told_and_nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    good, busy = free_port(), socket.create_server(("127.0.0.1", 0))
+    good, busy = own_port(), socket.create_server(("127.0.0.1", 0))
     with busy:
         port = busy.getsockname()[1]
         wanted = [
-            listener(at("127.0.0.1", good), "good"),
+            listener(at(HERE, good), "good"),
             listener(at("127.0.0.1", port), "busy"),
             listener(at("192.0.2.1", 1080), "away"),
             listener(at("127.0.0.1", 1080), "lan", netns="far"),
@@ -127,7 +122,7 @@ def test_every_failure_is_told_and_nothing_stays_open(monkeypatch: pytest.Monkey
         "test.urr:1: listener `lan`: there is no network namespace called `far` (/run/netns/far is missing)",
         "test.urr:1: listener `unset`: the environment variable `URELAY_TEST_FD` is not set",
     )
-    assert not reaches("127.0.0.1", good)
+    assert not reaches(HERE, good)
 
 
 @pytest.mark.usefixtures("descriptors")
@@ -205,7 +200,7 @@ def test_two_listeners_cannot_have_one_descriptor(given: socket.socket) -> None:
 @pytest.mark.usefixtures("descriptors")
 def test_a_held_socket_is_used_again_whatever_its_listener_is_called_now() -> None:
     opener = Opener({}, ())
-    place, other = at("127.0.0.1", free_port()), at("127.0.0.1", free_port())
+    place, other = at(HERE, own_port()), at(HERE, own_port())
     [before] = opener.open([listener(place, "old")])
     held = {before.key: before.sock}
     kept, fresh = opener.open(
@@ -227,8 +222,8 @@ def test_a_held_socket_is_used_again_whatever_its_listener_is_called_now() -> No
 @pytest.mark.usefixtures("descriptors")
 def test_a_listener_in_a_namespace_listens_there_only() -> None:
     name = f"urt-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-    port = free_port()
-    place = at("127.0.0.1", port)
+    port = own_port()
+    place = at(HERE, port)
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
         opener = Opener({}, ())
@@ -236,7 +231,7 @@ def test_a_listener_in_a_namespace_listens_there_only() -> None:
             [listener(place, "lan", ListenerKind.TRANSPARENT, name), listener(place, "here")]
         )
         with inside.sock, here.sock:
-            assert inside.sock.getsockname() == here.sock.getsockname() == ("127.0.0.1", port)
+            assert inside.sock.getsockname() == here.sock.getsockname() == (HERE, port)
             assert inside.sock.getsockopt(socket.IPPROTO_IP, 19) == 1, "TPROXY needs IP_TRANSPARENT"
             busy = listener(place, "again", netns=name)
             with pytest.raises(StartError, match=f"in the network namespace `{name}`: the port is in use"):

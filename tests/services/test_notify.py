@@ -61,4 +61,4 @@ def test_a_manager_that_does_not_read_cannot_hold_us(tmp_path: Path) -> None:
         started = time.monotonic()
         for _ in range(2000):
             notifier.ready("again")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20

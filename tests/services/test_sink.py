@@ -13,8 +13,8 @@ from urelay.services.sink import Sink
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    """Waits for another thread's work, five seconds at most."""
-    deadline = time.monotonic() + 5
+    """Waits for another thread's work, twenty seconds at most."""
+    deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -39,7 +39,7 @@ def test_a_reader_that_sleeps_costs_lines_but_no_time() -> None:
     started = time.monotonic()
     for _ in range(1000):
         sink.write(line)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     received = b""
     dropped = sink.take_dropped()
     # The pipe holds 64 KiB, the sink 100 KB; all else was dropped, in whole lines.
@@ -59,9 +59,9 @@ def test_a_reader_that_never_wakes_does_not_keep_us_from_ending() -> None:
     sink.write(b"x" * 200_000 + b"\n")
     started = time.monotonic()
     assert not sink.close(timeout_s=0.1)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     os.close(reading)  # lets the thread go: its write fails
-    sink._thread.join(5)
+    sink._thread.join(20)
     assert not sink._thread.is_alive()
     assert sink.take_trouble() == "broken pipe"
     os.close(writing)
