@@ -139,4 +139,7 @@ if __name__ == "__main__":
     told = json.loads(sys.argv[1])
     if "refuse_splices" in told:
         refuse_every(told["refuse_splices"])
-    asyncio.run(main(told))
+    from urelay.engine.poller import RelayLoop
+
+    with asyncio.Runner(loop_factory=RelayLoop) as runner:
+        runner.run(main(told))
