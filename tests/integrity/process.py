@@ -1,7 +1,8 @@
 """A relay in a process of its own: `python -m tests.integrity.process SPEC`, SPEC a JSON object.
 
     limits          what `Limits` shall differ in from its defaults
-    listeners       [[name, kind, host, port to forward to or null], …]; all bind 127.0.0.1
+    listeners       [[name, kind, host, port to forward to or null], …]; all bind 127.0.0.1, and the
+                    kernel buffers of one called `small` are so
     routes          [[an address, a prefix or localhost, "direct" | "silent" | a unix path], …]
     descriptors     the soft limit, set once everything is open
     uid             whom to become once everything is imported
@@ -30,6 +31,8 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+SMALL = 1 << 15
 
 
 def refuse_every(number: int) -> None:
@@ -73,6 +76,10 @@ class Subject:
         self.ports: dict[str, int] = {}
         for name, kind, host, port in spec["listeners"]:
             sock = socket.create_server(("127.0.0.1", 0), backlog=4096)
+            if name == "small":
+                # Inherited by every client's socket, so that the relay itself soon has to wait.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
             to = None if port is None else Endpoint(socket.inet_aton(host), port)
             listener = dataclasses.replace(by_hand.listener(name, kind=ListenerKind(kind)), to=to)
             self.relay.add_listener(listener, sock)

@@ -147,7 +147,7 @@ class Subject:
         return sock
 
     def pair(self, *, small: int = 0) -> tuple[socket.socket, socket.socket]:
-        """A client and the server's end of its connection."""
+        """A client and the server's end of its connection. If `small`, the relay's end of it is so too."""
         # Two of them, for a listening socket whose buffers were bounded keeps them so.
         listening = self._small_server if small else self.server
         _bound_buffers(listening, small)
