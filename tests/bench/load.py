@@ -1,0 +1,453 @@
+"""The load: clients and the servers they are after, in one process on one core, in one epoll.
+
+Run as `python -m tests.bench.load FOLDER ADDRESS`, it opens its servers in the namespace it is started in and
+then answers each job, a JSON object a line on standard input, by one line on standard output. The servers are
+an echo and a sink, on TCP ports and on unix sockets in FOLDER, and a SOCKS 5 server in front of the same two,
+which moves nothing itself: whoever came through it talks to the echo or to the sink at once. So a relay that
+goes out through a proxy is not measured together with one.
+
+It must not be what is measured, so it works on bare descriptors, one system call a step, and the sink takes
+bytes off the socket without copying them (MSG_TRUNC). Every answer says how busy it was; what it does
+without a relay is in the table as `direct`.
+
+Bytes are checked as they come: a relay that answers wrongly has failed, not been fast.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.bench.cpu import Group
+
+ECHO, SINK, SOCKS = 7001, 7002, 7003
+"""The ports of the servers"""
+
+STALLED_S = 5.0
+"""Nothing moved for so long: the relay under test is broken"""
+
+_CLONE_NEWNET = 0x40000000
+_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_BULK = memoryview(bytearray(1 << 20))
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+Script = list[tuple[bytes, bytes, int]]
+"""What a client says, how the answer must begin, how long it is"""
+
+Answer = dict[str, float]
+
+
+class Broken(Exception):
+    """The relay under test did not do its part."""
+
+
+class Servers:
+    """The echo, the sink and the SOCKS server; `handlers` says what to do when a descriptor is readable."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.epoll = select.epoll()
+        self.handlers: dict[int, Callable[[int], None]] = {}
+        self.echoing: set[int] = set()
+        self.sinking: set[int] = set()
+        self.sunk = 0
+        self.permanent: set[int] = set()
+        self._listeners: list[socket.socket] = []
+        self.tcp(address)
+        for port, serve in ((ECHO, self._start_echo), (SINK, self._start_sink)):
+            unix = socket.socket(socket.AF_UNIX)
+            unix.bind(str(folder / f"{port}.sock"))
+            self._listen(unix, serve)
+
+    def tcp(self, address: str) -> None:
+        """Opens the servers in the namespace this is called in."""
+        for port, serve in ((ECHO, self._start_echo), (SINK, self._start_sink), (SOCKS, self._start_socks)):
+            tcp = socket.socket()
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tcp.bind((address, port))
+            self._listen(tcp, serve)
+
+    def _listen(self, listener: socket.socket, serve: Callable[[int], None]) -> None:
+        accept = listener._accept  # type: ignore[attr-defined]  # bare descriptors: no object a connection
+        register, handlers = self.epoll.register, self.handlers
+
+        def on_connection(_: int) -> None:
+            try:
+                fd, _ = accept()
+            except OSError:
+                return
+            serve(fd)
+            register(fd, select.EPOLLIN)
+
+        listener.listen(4096)
+        listener.setblocking(False)
+        self._listeners.append(listener)
+        handlers[listener.fileno()] = on_connection
+        self.permanent.add(listener.fileno())
+        register(listener.fileno(), select.EPOLLIN)
+
+    def _start_echo(self, fd: int) -> None:
+        self.handlers[fd] = self._echo
+        self.echoing.add(fd)
+
+    def _start_sink(self, fd: int) -> None:
+        self.handlers[fd] = self._first
+        self.sinking.add(fd)
+
+    def _start_socks(self, fd: int) -> None:
+        self.handlers[fd] = self._greet
+
+    def _echo(self, fd: int) -> None:
+        try:
+            data = os.read(fd, 4096)
+            if data:
+                os.write(fd, data)
+                return
+        except OSError:
+            pass  # a reset ends it as well
+        self.end(fd)
+
+    def _first(self, fd: int) -> None:
+        # The first byte is echoed, so that a client knows that it is through.
+        self.handlers[fd] = self._sink
+        data = os.read(fd, 1)
+        if data:
+            os.write(fd, data)
+        else:
+            self.end(fd)
+
+    def _sink(self, fd: int) -> None:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+        try:
+            count = sock.recv_into(_BULK, 0, socket.MSG_TRUNC | socket.MSG_DONTWAIT)
+        except OSError:
+            count = 0
+        sock.detach()
+        self.sunk += count
+        if not count:
+            self.end(fd)
+
+    def _greet(self, fd: int) -> None:
+        head = os.read(fd, 2)
+        if len(head) < 2:
+            self.end(fd)
+            return
+        os.read(fd, head[1])
+        os.write(fd, b"\5\0")
+        self.handlers[fd] = self._request
+
+    def _request(self, fd: int) -> None:
+        head = os.read(fd, 4)
+        if len(head) < 4:
+            self.end(fd)
+            return
+        length = {1: 4, 4: 16}.get(head[3]) or os.read(fd, 1)[0]
+        (port,) = struct.unpack("!H", os.read(fd, length + 2)[-2:])
+        os.write(fd, b"\5\0\0\1\0\0\0\0\0\0")
+        (self._start_sink if port == SINK else self._start_echo)(fd)
+
+    def end(self, fd: int) -> None:
+        """Closes a connection."""
+        del self.handlers[fd]
+        self.echoing.discard(fd)
+        self.sinking.discard(fd)
+        os.close(fd)
+
+    def turn(self) -> bool:
+        """Whatever is ready now, or nothing for a second; whether there was anything."""
+        events = self.epoll.poll(1.0, 512)
+        handlers = self.handlers
+        for fd, _ in events:
+            handler = handlers.get(fd)  # one of these events may have closed it
+            if handler is not None:
+                handler(fd)
+        return bool(events)
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Turns until `done`. Raises Broken when everything stands still."""
+        moved = time.monotonic()
+        while not done():
+            if self.turn():
+                moved = time.monotonic()
+            elif time.monotonic() - moved > STALLED_S:
+                raise Broken(f"stood still for {STALLED_S:g} s")
+
+
+class Clients:
+    """Connections to one place by one script; each that is through is handed to `on_through`."""
+
+    def __init__(
+        self, servers: Servers, place: tuple[str, int], script: Script, on_through: Callable[[int], None]
+    ) -> None:
+        self._servers = servers
+        self._place = place
+        self._script = script
+        self._on_through = on_through
+        self._steps: dict[int, int] = {}
+
+    def open(self) -> None:
+        """One more connection, which says its first word when it is connected."""
+        sock = socket.socket(socket.AF_INET, _STREAM)
+        state = sock.connect_ex(self._place)
+        fd = sock.detach()
+        self._steps[fd] = 0
+        if state == 0:
+            self._servers.handlers[fd] = self._answered
+            self._servers.epoll.register(fd, select.EPOLLIN)
+            os.write(fd, self._script[0][0])
+        else:
+            self._servers.handlers[fd] = self._connected
+            self._servers.epoll.register(fd, select.EPOLLOUT)
+
+    def _connected(self, fd: int) -> None:
+        self._servers.handlers[fd] = self._answered
+        self._servers.epoll.modify(fd, select.EPOLLIN)
+        try:
+            os.write(fd, self._script[0][0])
+        except OSError as error:
+            raise Broken(f"connecting: {error.strerror}") from None
+
+    def _answered(self, fd: int) -> None:
+        step = self._steps[fd]
+        _, start, length = self._script[step]
+        try:
+            data = os.read(fd, 4096)
+        except OSError as error:
+            raise Broken(f"waiting for an answer: {error.strerror}") from None
+        if len(data) != length or not data.startswith(start):
+            raise Broken(f"answered {data[:40].hex(' ') or 'with its end'} in step {step}")
+        step += 1
+        if step < len(self._script):
+            self._steps[fd] = step
+            os.write(fd, self._script[step][0])
+        else:
+            del self._steps[fd]
+            self._on_through(fd)
+
+    @property
+    def under_way(self) -> int:
+        """How many are not through yet."""
+        return len(self._steps)
+
+
+class Load:
+    """The jobs; each leaves nothing open but what `hold` was told to."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.servers = Servers(folder, address)
+        self._held: list[int] = []
+
+    def rate(
+        self, place: tuple[str, int], script: Script, usage: Group | None, *, seconds: float, flight: int
+    ) -> Answer:
+        """Connections, `flight` of them at a time, each closed when it has its byte back."""
+        servers, count = self.servers, 0
+        until = time.perf_counter() + seconds
+
+        def through(fd: int) -> None:
+            nonlocal count
+            count += 1
+            del servers.handlers[fd]
+            os.close(fd)
+            if time.perf_counter() < until:
+                clients.open()
+
+        clients = Clients(servers, place, script, through)
+        clock = Clock(usage)
+        for _ in range(flight):
+            clients.open()
+        servers.until(lambda: not clients.under_way)
+        answer = clock.read()
+        servers.until(lambda: not servers.echoing)
+        # What the relay did for the last ones belongs to it too.
+        answer["cpu_ns"] = clock.read()["cpu_ns"]
+        return {"connections": count, **answer}
+
+    def hold(
+        self, place: tuple[str, int], script: Script, usage: Group | None, *, count: int, flight: int
+    ) -> Answer:
+        """Opens `count` connections, has a byte echoed on each, and keeps them."""
+
+        def through(fd: int) -> None:
+            del self.servers.handlers[fd]
+            self.servers.epoll.unregister(fd)
+            self._held.append(fd)
+
+        clients = Clients(self.servers, place, script, through)
+        while len(self._held) < count:
+            wanted = min(flight, count - len(self._held)) - clients.under_way
+            for _ in range(wanted):
+                clients.open()
+            before = len(self._held)
+            self.servers.until(lambda before=before: len(self._held) > before)  # type: ignore[misc]
+        return {"held": len(self._held)}
+
+    def latency(self, place: tuple[str, int], script: Script, usage: Group | None, *, count: int) -> Answer:
+        """The time of one byte there and back on one connection, in µs."""
+        (client,) = self._through(place, script, 1)
+        self.servers.until(lambda: len(self.servers.echoing) == 1)
+        (server,) = self.servers.echoing
+        os.set_blocking(client, True)
+        took = []
+        read, write, now = os.read, os.write, time.perf_counter_ns
+        clock = Clock(usage)
+        for _ in range(count):
+            start = now()
+            write(client, b"x")
+            write(server, read(server, 1))
+            if read(client, 1) != b"x":
+                raise Broken("the echo ended")
+            took.append(now() - start)
+        answer = clock.read()
+        os.close(client)
+        self.servers.until(lambda: not self.servers.echoing)
+        took = sorted(took[count // 10 :])
+        return {"p50": took[len(took) // 2] / 1000, "p99": took[len(took) * 99 // 100] / 1000, **answer}
+
+    def bulk(
+        self, place: tuple[str, int], script: Script, usage: Group | None, *, streams: int, seconds: float
+    ) -> Answer:
+        """Bytes one way as fast as they go; the first tenth of the time is not counted."""
+        servers = self.servers
+        fds = self._through(place, script, streams)
+
+        def fill(fd: int) -> None:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+            try:
+                sock.send(_BULK, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise Broken(f"sending: {error.strerror}") from None
+            finally:
+                sock.detach()
+
+        for fd in fds:
+            servers.handlers[fd] = fill
+            servers.epoll.register(fd, select.EPOLLOUT)
+
+        def run(duration: float) -> Answer:
+            clock, sunk, end = Clock(usage), servers.sunk, time.perf_counter() + duration
+            servers.until(lambda: time.perf_counter() >= end)
+            return {"bytes": servers.sunk - sunk, **clock.read()}
+
+        run(seconds / 10)
+        answer = run(seconds)
+        for fd in fds:
+            del servers.handlers[fd]
+            os.close(fd)
+        servers.until(lambda: not servers.sinking)
+        if not answer["bytes"]:
+            raise Broken("nothing arrived")
+        return answer
+
+    def drop(self, *_: object) -> Answer:
+        """Closes what is held and whatever a failed job left."""
+        for fd in self._held:
+            os.close(fd)
+        self._held.clear()
+        for fd in [*self.servers.handlers]:
+            if fd not in self.servers.permanent:
+                self.servers.end(fd)
+        return {}
+
+    def _through(self, place: tuple[str, int], script: Script, count: int) -> list[int]:
+        fds: list[int] = []
+
+        def through(fd: int) -> None:
+            del self.servers.handlers[fd]
+            self.servers.epoll.unregister(fd)
+            fds.append(fd)
+
+        clients = Clients(self.servers, place, script, through)
+        for _ in range(count):
+            clients.open()
+        self.servers.until(lambda: len(fds) == count)
+        return fds
+
+
+class Clock:
+    """The wall clock, how busy this process is, and the CPU time of the relay, from now on."""
+
+    def __init__(self, usage: Group | None) -> None:
+        self._usage = usage
+        self._start = self._now()
+
+    def _now(self) -> tuple[float, float, int]:
+        relay = self._usage.nanoseconds() if self._usage is not None else 0
+        return time.perf_counter(), time.process_time(), relay
+
+    def read(self) -> Answer:
+        """`seconds`, `busy` (0 to 1) and `cpu_ns`."""
+        wall, own, relay = (now - start for now, start in zip(self._now(), self._start, strict=True))
+        return {"seconds": wall, "busy": own / wall, "cpu_ns": relay}
+
+
+def script(way: str, address: str, port: int) -> Script:
+    """What a client says to get through to `address` and have one byte echoed."""
+    byte = (b"x", b"x", 1)
+    if way == "socks5":
+        asked = b"\5\1\0\1" + socket.inet_aton(address) + struct.pack("!H", port)
+        return [(b"\5\1\0", b"\5\0", 2), (asked, b"\5\0\0\1", 10), byte]
+    return [byte]
+
+
+@contextmanager
+def inside(netns: str | None) -> Iterator[None]:
+    """This thread in a namespace, given as a path."""
+    if netns is None:
+        yield
+        return
+    with open("/proc/thread-self/ns/net", "rb") as home, open(netns, "rb") as there:
+        _enter(there.fileno())
+        try:
+            yield
+        finally:
+            _enter(home.fileno())
+
+
+def _enter(fd: int) -> None:
+    if _LIBC.setns(fd, _CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def answer(load: Load, address: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Does one job. A relay that fails makes an answer with `error`."""
+    does, way, place = job.pop("does"), job.pop("way"), tuple(job.pop("place"))
+    netns, group = job.pop("netns"), job.pop("group")
+    os.sched_setaffinity(0, {job.pop("core")})
+    port = SINK if does == "bulk" else ECHO
+    usage = Group(Path(group)) if group else None
+    try:
+        with inside(netns):
+            if does == "serve":
+                load.servers.tcp(address)
+                return {}
+            found: Answer = getattr(load, does)(place, script(way, address, port), usage, **job)
+    except (Broken, OSError) as error:
+        load.drop()
+        return {"error": str(error)}
+    return found
+
+
+def main() -> None:
+    """Answers jobs until standard input ends."""
+    folder, address = sys.argv[1:]
+    load = Load(Path(folder), address)
+    print("{}", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(load, address, json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
