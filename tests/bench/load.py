@@ -1,14 +1,8 @@
 """The load: clients and the servers they are after, in one process on one core, in one epoll.
 
-Run as `python -m tests.bench.load FOLDER ADDRESS`, it opens its servers in the namespace it is started in and
-then answers each job, a JSON object a line on standard input, by one line on standard output. The servers are
-an echo and a sink, on TCP ports and on unix sockets in FOLDER, and a SOCKS 5 server in front of the same two,
-which moves nothing itself: whoever came through it talks to the echo or to the sink at once. So a relay that
-goes out through a proxy is not measured together with one.
-
-It must not be what is measured, so it works on bare descriptors, one system call a step, and the sink takes
-bytes off the socket without copying them (MSG_TRUNC). Every answer says how busy it was; what it does
-without a relay is in the table as `direct`.
+Run as `python -m tests.bench.load FOLDER ADDRESS`, it opens its servers in the namespace it is started in,
+unix sockets in FOLDER, and then answers each job, a JSON object a line on standard input, by one line on
+standard output. Every answer says how busy it was; what it does without a relay is in the tables as `direct`.
 
 Bytes are checked as they come: a relay that answers wrongly has failed, not been fast.
 """
@@ -29,157 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.cpu import Group
-
-ECHO, SINK, SOCKS = 7001, 7002, 7003
-"""The ports of the servers"""
-
-STALLED_S = 5.0
-"""Nothing moved for so long: the relay under test is broken"""
+from tests.bench.servers import BULK, ECHO, SINK, Broken, Servers
 
 _CLONE_NEWNET = 0x40000000
 _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-_BULK = memoryview(bytearray(1 << 20))
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 Script = list[tuple[bytes, bytes, int]]
 """What a client says, how the answer must begin, how long it is"""
 
 Answer = dict[str, float]
-
-
-class Broken(Exception):
-    """The relay under test did not do its part."""
-
-
-class Servers:
-    """The echo, the sink and the SOCKS server; `handlers` says what to do when a descriptor is readable."""
-
-    def __init__(self, folder: Path, address: str) -> None:
-        self.epoll = select.epoll()
-        self.handlers: dict[int, Callable[[int], None]] = {}
-        self.echoing: set[int] = set()
-        self.sinking: set[int] = set()
-        self.sunk = 0
-        self.permanent: set[int] = set()
-        self._listeners: list[socket.socket] = []
-        self.tcp(address)
-        for port, serve in ((ECHO, self._start_echo), (SINK, self._start_sink)):
-            unix = socket.socket(socket.AF_UNIX)
-            unix.bind(str(folder / f"{port}.sock"))
-            self._listen(unix, serve)
-
-    def tcp(self, address: str) -> None:
-        """Opens the servers in the namespace this is called in."""
-        for port, serve in ((ECHO, self._start_echo), (SINK, self._start_sink), (SOCKS, self._start_socks)):
-            tcp = socket.socket()
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tcp.bind((address, port))
-            self._listen(tcp, serve)
-
-    def _listen(self, listener: socket.socket, serve: Callable[[int], None]) -> None:
-        accept = listener._accept  # type: ignore[attr-defined]  # bare descriptors: no object a connection
-        register, handlers = self.epoll.register, self.handlers
-
-        def on_connection(_: int) -> None:
-            try:
-                fd, _ = accept()
-            except OSError:
-                return
-            serve(fd)
-            register(fd, select.EPOLLIN)
-
-        listener.listen(4096)
-        listener.setblocking(False)
-        self._listeners.append(listener)
-        handlers[listener.fileno()] = on_connection
-        self.permanent.add(listener.fileno())
-        register(listener.fileno(), select.EPOLLIN)
-
-    def _start_echo(self, fd: int) -> None:
-        self.handlers[fd] = self._echo
-        self.echoing.add(fd)
-
-    def _start_sink(self, fd: int) -> None:
-        self.handlers[fd] = self._first
-        self.sinking.add(fd)
-
-    def _start_socks(self, fd: int) -> None:
-        self.handlers[fd] = self._greet
-
-    def _echo(self, fd: int) -> None:
-        try:
-            data = os.read(fd, 4096)
-            if data:
-                os.write(fd, data)
-                return
-        except OSError:
-            pass  # a reset ends it as well
-        self.end(fd)
-
-    def _first(self, fd: int) -> None:
-        # The first byte is echoed, so that a client knows that it is through.
-        self.handlers[fd] = self._sink
-        data = os.read(fd, 1)
-        if data:
-            os.write(fd, data)
-        else:
-            self.end(fd)
-
-    def _sink(self, fd: int) -> None:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
-        try:
-            count = sock.recv_into(_BULK, 0, socket.MSG_TRUNC | socket.MSG_DONTWAIT)
-        except OSError:
-            count = 0
-        sock.detach()
-        self.sunk += count
-        if not count:
-            self.end(fd)
-
-    def _greet(self, fd: int) -> None:
-        head = os.read(fd, 2)
-        if len(head) < 2:
-            self.end(fd)
-            return
-        os.read(fd, head[1])
-        os.write(fd, b"\5\0")
-        self.handlers[fd] = self._request
-
-    def _request(self, fd: int) -> None:
-        head = os.read(fd, 4)
-        if len(head) < 4:
-            self.end(fd)
-            return
-        length = {1: 4, 4: 16}.get(head[3]) or os.read(fd, 1)[0]
-        (port,) = struct.unpack("!H", os.read(fd, length + 2)[-2:])
-        os.write(fd, b"\5\0\0\1\0\0\0\0\0\0")
-        (self._start_sink if port == SINK else self._start_echo)(fd)
-
-    def end(self, fd: int) -> None:
-        """Closes a connection."""
-        del self.handlers[fd]
-        self.echoing.discard(fd)
-        self.sinking.discard(fd)
-        os.close(fd)
-
-    def turn(self) -> bool:
-        """Whatever is ready now, or nothing for a second; whether there was anything."""
-        events = self.epoll.poll(1.0, 512)
-        handlers = self.handlers
-        for fd, _ in events:
-            handler = handlers.get(fd)  # one of these events may have closed it
-            if handler is not None:
-                handler(fd)
-        return bool(events)
-
-    def until(self, done: Callable[[], bool]) -> None:
-        """Turns until `done`. Raises Broken when everything stands still."""
-        moved = time.monotonic()
-        while not done():
-            if self.turn():
-                moved = time.monotonic()
-            elif time.monotonic() - moved > STALLED_S:
-                raise Broken(f"stood still for {STALLED_S:g} s")
 
 
 class Clients:
@@ -197,24 +50,26 @@ class Clients:
     def open(self) -> None:
         """One more connection, which says its first word when it is connected."""
         sock = socket.socket(socket.AF_INET, _STREAM)
-        state = sock.connect_ex(self._place)
+        sock.connect_ex(self._place)
         fd = sock.detach()
         self._steps[fd] = 0
-        if state == 0:
-            self._servers.handlers[fd] = self._answered
-            self._servers.epoll.register(fd, select.EPOLLIN)
+        # On loopback it is connected by now, though the kernel says that it is under way.
+        try:
             os.write(fd, self._script[0][0])
-        else:
+        except OSError:
             self._servers.handlers[fd] = self._connected
             self._servers.epoll.register(fd, select.EPOLLOUT)
+        else:
+            self._servers.handlers[fd] = self._answered
+            self._servers.epoll.register(fd, select.EPOLLIN)
 
     def _connected(self, fd: int) -> None:
-        self._servers.handlers[fd] = self._answered
-        self._servers.epoll.modify(fd, select.EPOLLIN)
         try:
             os.write(fd, self._script[0][0])
         except OSError as error:
             raise Broken(f"connecting: {error.strerror}") from None
+        self._servers.handlers[fd] = self._answered
+        self._servers.epoll.modify(fd, select.EPOLLIN)
 
     def _answered(self, fd: int) -> None:
         step = self._steps[fd]
@@ -323,7 +178,7 @@ class Load:
         def fill(fd: int) -> None:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
             try:
-                sock.send(_BULK, socket.MSG_DONTWAIT)
+                sock.send(BULK, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 pass
             except OSError as error:

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.bench.contenders import ADDRESS, ROOT, Contender, Recipe, Site
+from tests.bench.contenders import Contender
 from tests.bench.cpu import Group
+from tests.bench.recipes import ADDRESS, ELSEWHERE, ROOT, Recipe, Site
 from tests.e2e.rig import Namespace, Network, Program, until
 
 DESCRIPTORS = 250_000
@@ -107,7 +108,7 @@ class Stage:
         if label == "lan":
             made.everything_is_local()
         elif label in ("host", "redsocks"):
-            made.address("lo", f"{ADDRESS}/32", "198.51.100.9/32" if label == "redsocks" else "127.0.0.2/8")
+            made.address("lo", f"{ADDRESS}/32", f"{ELSEWHERE}/32" if label == "redsocks" else "127.0.0.2/8")
         return made
 
     def _serve_in(self, netns: str) -> None:
@@ -141,6 +142,8 @@ class Running:
     def __init__(self, stage: Stage, contender: Contender) -> None:
         self.contender = contender
         self.group: Group | None = None
+        self.carries = contender.held_most
+        """How many idle connections it can hold, as far as is known"""
         self._stage = stage
         self._program: Program | None = None
         self._site = stage.site(contender.name)
@@ -152,9 +155,7 @@ class Running:
         if recipe.argv:
             self.group = Group.make()
             argv = ["nsenter", f"--net={recipe.home or self._stage.host}", "--", *recipe.argv]
-            self._program = Program(
-                self.group.command(argv, self._stage.relay_core), env=recipe.env, cwd=self._site.folder
-            )
+            self._program = Program(self.group.command(argv, self._stage.relay_core), cwd=self._site.folder)
         try:
             until(self._works, "a byte comes back")
         except AssertionError as error:
