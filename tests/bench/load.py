@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.bench.cpu import Group
-from tests.bench.servers import BULK, ECHO, SINK, Broken, Servers
+from tests.bench.cpu import Processes, named
+from tests.bench.servers import BULK, ECHO, SINK, STALLED_S, Broken, Servers, wait_at_most
 
 _CLONE_NEWNET = 0x40000000
 _STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -102,7 +102,7 @@ class Load:
         self._held: list[int] = []
 
     def rate(
-        self, place: tuple[str, int], script: Script, usage: Group | None, *, seconds: float, flight: int
+        self, place: tuple[str, int], script: Script, usage: Processes | None, *, seconds: float, flight: int
     ) -> Answer:
         """Connections, `flight` of them at a time, each closed when it has its byte back."""
         servers, count = self.servers, 0
@@ -128,30 +128,26 @@ class Load:
         return {"connections": count, **answer}
 
     def hold(
-        self, place: tuple[str, int], script: Script, usage: Group | None, *, count: int, flight: int
+        self, place: tuple[str, int], script: Script, usage: Processes | None, *, count: int, flight: int
     ) -> Answer:
         """Opens `count` connections, has a byte echoed on each, and keeps them."""
-
-        def through(fd: int) -> None:
-            del self.servers.handlers[fd]
-            self.servers.epoll.unregister(fd)
-            self._held.append(fd)
-
-        clients = Clients(self.servers, place, script, through)
+        clients = Clients(self.servers, place, script, self._hold)
         while len(self._held) < count:
-            wanted = min(flight, count - len(self._held)) - clients.under_way
-            for _ in range(wanted):
+            for _ in range(min(flight, count - len(self._held)) - clients.under_way):
                 clients.open()
-            before = len(self._held)
-            self.servers.until(lambda before=before: len(self._held) > before)  # type: ignore[misc]
+            more = len(self._held) + 1
+            self.servers.until(lambda more=more: len(self._held) >= more)  # type: ignore[misc]
         return {"held": len(self._held)}
 
-    def latency(self, place: tuple[str, int], script: Script, usage: Group | None, *, count: int) -> Answer:
+    def latency(
+        self, place: tuple[str, int], script: Script, usage: Processes | None, *, count: int
+    ) -> Answer:
         """The time of one byte there and back on one connection, in µs."""
-        (client,) = self._through(place, script, 1)
-        self.servers.until(lambda: len(self.servers.echoing) == 1)
-        (server,) = self.servers.echoing
+        self.hold(place, script, usage, count=1, flight=1)
+        (client,), (server,) = self._held, self.servers.echoing
         os.set_blocking(client, True)
+        wait_at_most(STALLED_S, client)
+        wait_at_most(STALLED_S, server)
         took = []
         read, write, now = os.read, os.write, time.perf_counter_ns
         clock = Clock(usage)
@@ -163,17 +159,17 @@ class Load:
                 raise Broken("the echo ended")
             took.append(now() - start)
         answer = clock.read()
-        os.close(client)
+        self._let_go()
         self.servers.until(lambda: not self.servers.echoing)
         took = sorted(took[count // 10 :])
         return {"p50": took[len(took) // 2] / 1000, "p99": took[len(took) * 99 // 100] / 1000, **answer}
 
     def bulk(
-        self, place: tuple[str, int], script: Script, usage: Group | None, *, streams: int, seconds: float
+        self, place: tuple[str, int], script: Script, usage: Processes | None, *, streams: int, seconds: float
     ) -> Answer:
         """Bytes one way as fast as they go; the first tenth of the time is not counted."""
         servers = self.servers
-        fds = self._through(place, script, streams)
+        self.hold(place, script, usage, count=streams, flight=streams)
 
         def fill(fd: int) -> None:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
@@ -186,7 +182,7 @@ class Load:
             finally:
                 sock.detach()
 
-        for fd in fds:
+        for fd in self._held:
             servers.handlers[fd] = fill
             servers.epoll.register(fd, select.EPOLLOUT)
 
@@ -197,9 +193,7 @@ class Load:
 
         run(seconds / 10)
         answer = run(seconds)
-        for fd in fds:
-            del servers.handlers[fd]
-            os.close(fd)
+        self._let_go()
         servers.until(lambda: not servers.sinking)
         if not answer["bytes"]:
             raise Broken("nothing arrived")
@@ -207,33 +201,26 @@ class Load:
 
     def drop(self, *_: object) -> Answer:
         """Closes what is held and whatever a failed job left."""
-        for fd in self._held:
-            os.close(fd)
-        self._held.clear()
-        for fd in [*self.servers.handlers]:
-            if fd not in self.servers.permanent:
-                self.servers.end(fd)
+        self._let_go()
+        self.servers.drop()
         return {}
 
-    def _through(self, place: tuple[str, int], script: Script, count: int) -> list[int]:
-        fds: list[int] = []
+    def _hold(self, fd: int) -> None:
+        del self.servers.handlers[fd]
+        self.servers.epoll.unregister(fd)
+        self._held.append(fd)
 
-        def through(fd: int) -> None:
-            del self.servers.handlers[fd]
-            self.servers.epoll.unregister(fd)
-            fds.append(fd)
-
-        clients = Clients(self.servers, place, script, through)
-        for _ in range(count):
-            clients.open()
-        self.servers.until(lambda: len(fds) == count)
-        return fds
+    def _let_go(self) -> None:
+        for fd in self._held:
+            self.servers.handlers.pop(fd, None)
+            os.close(fd)
+        self._held.clear()
 
 
 class Clock:
     """The wall clock, how busy this process is, and the CPU time of the relay, from now on."""
 
-    def __init__(self, usage: Group | None) -> None:
+    def __init__(self, usage: Processes | None) -> None:
         self._usage = usage
         self._start = self._now()
 
@@ -279,10 +266,10 @@ def _enter(fd: int) -> None:
 def answer(load: Load, address: str, job: dict[str, Any]) -> dict[str, Any]:
     """Does one job. A relay that fails makes an answer with `error`."""
     does, way, place = job.pop("does"), job.pop("way"), tuple(job.pop("place"))
-    netns, group = job.pop("netns"), job.pop("group")
+    netns, relay = job.pop("netns"), job.pop("processes")
     os.sched_setaffinity(0, {job.pop("core")})
     port = SINK if does == "bulk" else ECHO
-    usage = Group(Path(group)) if group else None
+    usage = named(relay) if relay else None
     try:
         with inside(netns):
             if does == "serve":

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from tests.bench.bars import judge, show
 from tests.bench.contenders import ALL, DEBIAN, PYPI, ROUTES, Contender, version
+from tests.bench.cpu import Group
 from tests.bench.measure import Report, machine
 from tests.bench.recipes import WORK, descriptors
 from tests.bench.rounds import PARTS, Scale, measure, medians, start_all
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     scale = QUICK if options.quick else FULL
     scale = scale._replace(rounds=options.rounds or scale.rounds, held=options.held)
     report = Report()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # namespaces must not outlive us
     with Stage() as stage:
         lacking: dict[str, str] = {}
         running = start_all(stage, [one for one in ALL if _wanted(one, options.only)], lacking)
@@ -62,12 +65,14 @@ def header(stage: Stage, running: Iterable[Running]) -> list[str]:
     """Date, machine, versions, and who is on which core."""
     peers = sorted((one.contender for one in running), key=ALL.index)
     versions = {one.package: version(one) for one in peers if one.package}
+    clock = "control groups" if any(isinstance(one.processes, Group) for one in running) else "their clocks"
     load = "the load and the servers" if stage.load_core != stage.relay_core else "the load as well"
     return [
         f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, Linux {platform.release()}, {machine()}",
         ", ".join(f"{name} {told}" for name, told in versions.items()),
-        f"the relay on core {stage.relay_core}, {load} on core {stage.load_core}; for latency, all on one",
-        f"at most {descriptors():,} descriptors a process; urelay has {ROUTES:,} routes and an access log",
+        f"relay on core {stage.relay_core}, {load} on core {stage.load_core}; for latency, all on one core",
+        f"relay CPU from {clock}; {descriptors():,} descriptors a process",
+        f"urelay with {ROUTES:,} routes and an access log; the peers without a log",
     ]
 
 

@@ -99,12 +99,12 @@ def _idle(stage: Stage, one: Running, scale: Scale) -> Row:
     Who cannot hold as many as it should (some need ten descriptors a connection) is asked for half, and
     so on.
     """
-    if one.group is None:
+    if one.processes is None:
         return {}
     one.carries = min(scale.held, one.carries)
     while True:
         one.restart()
-        resident, pipes = one.group.resident(), one.group.pipes()
+        resident, pipes = one.processes.resident(), one.processes.pipes()
         try:
             one.ask("hold", count=one.carries, flight=scale.flight)
             break
@@ -113,8 +113,8 @@ def _idle(stage: Stage, one: Running, scale: Scale) -> Row:
                 raise
             one.carries //= 2
     count = one.carries
-    kib = (one.group.resident() - resident) / 1024
-    row = {"kib": kib / count, "pipes": (one.group.pipes() - pipes) / count, "held": count}
+    kib = (one.processes.resident() - resident) / 1024
+    row = {"kib": kib / count, "pipes": (one.processes.pipes() - pipes) / count, "held": count}
     one.ask("drop")
     return row
 

@@ -24,7 +24,7 @@ STALLED_S = 5.0
 """Nothing moved for so long: the relay under test is broken"""
 
 BULK = memoryview(bytearray(1 << 20))
-"""What is sent in bulk, and where nothing is ever received"""
+"""What is sent in bulk. All zeros: what little the sink does copy goes here too"""
 
 
 class Broken(Exception):
@@ -40,7 +40,7 @@ class Servers:
         self.echoing: set[int] = set()
         self.sinking: set[int] = set()
         self.sunk = 0
-        self.permanent: set[int] = set()
+        self._permanent: set[int] = set()
         self._listeners: list[socket.socket] = []
         self.tcp(address)
         for port, serve in ((ECHO, self._start_echo), (SINK, self._start_sink)):
@@ -72,7 +72,7 @@ class Servers:
         listener.setblocking(False)
         self._listeners.append(listener)
         handlers[listener.fileno()] = on_connection
-        self.permanent.add(listener.fileno())
+        self._permanent.add(listener.fileno())
         register(listener.fileno(), select.EPOLLIN)
 
     def _start_echo(self, fd: int) -> None:
@@ -84,6 +84,7 @@ class Servers:
         self.sinking.add(fd)
 
     def _start_socks(self, fd: int) -> None:
+        wait_at_most(STALLED_S, fd)  # its few bytes are read as if they were all there
         self.handlers[fd] = self._greet
 
     def _echo(self, fd: int) -> None:
@@ -142,6 +143,11 @@ class Servers:
         self.sinking.discard(fd)
         os.close(fd)
 
+    def drop(self) -> None:
+        """Closes every connection, those of clients too."""
+        for fd in [fd for fd in self.handlers if fd not in self._permanent]:
+            self.end(fd)
+
     def turn(self) -> bool:
         """Whatever is ready now, or nothing for a second; whether there was anything."""
         events = self.epoll.poll(1.0, 512)
@@ -160,3 +166,10 @@ class Servers:
                 moved = time.monotonic()
             elif time.monotonic() - moved > STALLED_S:
                 raise Broken(f"stood still for {STALLED_S:g} s")
+
+
+def wait_at_most(seconds: float, fd: int) -> None:
+    """Makes a blocking read of a socket fail after so many seconds."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), 0))
+    sock.detach()

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.bench.contenders import Contender
-from tests.bench.cpu import Group
+from tests.bench.cpu import Family, Group, Processes
 from tests.bench.recipes import ADDRESS, ELSEWHERE, ROOT, Recipe, Site
 from tests.e2e.rig import Namespace, Network, Program, until
 
@@ -89,7 +89,7 @@ class Stage:
     def ask(self, **job: Any) -> dict[str, float]:
         """What the load has to say to a job. Raises Failed."""
         defaults = {
-            "way": "plain", "place": ("", 0), "netns": None, "group": None, "core": self.load_core
+            "way": "plain", "place": ("", 0), "netns": None, "processes": None, "core": self.load_core
         }  # fmt: skip
         assert self._load.stdin is not None
         assert self._load.stdout is not None
@@ -141,7 +141,7 @@ class Running:
 
     def __init__(self, stage: Stage, contender: Contender) -> None:
         self.contender = contender
-        self.group: Group | None = None
+        self.processes: Processes | None = None
         self.carries = contender.held_most
         """How many idle connections it can hold, as far as is known"""
         self._stage = stage
@@ -153,9 +153,12 @@ class Running:
         """Starts it and waits until one byte comes back through it. Raises Missing or Failed."""
         recipe = self._recipe
         if recipe.argv:
-            self.group = Group.make()
-            argv = ["nsenter", f"--net={recipe.home or self._stage.host}", "--", *recipe.argv]
-            self._program = Program(self.group.command(argv, self._stage.relay_core), cwd=self._site.folder)
+            core = str(self._stage.relay_core)
+            home = recipe.home or self._stage.host
+            argv = ["taskset", "-c", core, "nsenter", f"--net={home}", "--", *recipe.argv]
+            group = Group.make()
+            self._program = Program(group.command(argv) if group else argv, cwd=self._site.folder)
+            self.processes = group or Family(self._program.pid)
         try:
             until(self._works, "a byte comes back")
         except AssertionError as error:
@@ -180,24 +183,25 @@ class Running:
             "way": recipe.way,
             "place": recipe.sink if does == "bulk" else recipe.echo,
             "netns": recipe.netns,
-            "group": str(self.group.folder) if self.group else None,
+            "processes": self.processes.name if self.processes else None,
         }
         return self._stage.ask(**job, **settings)
 
     def restart(self) -> None:
         """The same in a new process. Raises Failed."""
-        self._stage.ask(does="drop")
         self.stop()
         self.start()
 
     def stop(self) -> None:
         """Ends it and everything it has started; again is harmless."""
         if self._program is not None:
+            with contextlib.suppress(Failed):
+                self._stage.ask(does="drop")  # so that nobody waits for its connections
             self._program.stop(timeout_s=3)
             self._program = None
-        if self.group is not None:
-            self.group.close()
-            self.group = None
+        if self.processes is not None:
+            self.processes.close()
+            self.processes = None
 
 
 def one_line(error: Exception) -> str:
