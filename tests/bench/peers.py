@@ -80,18 +80,32 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench peers", description=__doc__)
     parser.add_argument("--install", action="store_true", help="install the peers on Debian first (root)")
     parser.add_argument(
-        "--only", type=_list, default=[], metavar="NAMES", help="these; `urelay` is all of urelay"
+        "--only", type=_names, default=[], metavar="NAMES", help="these; `urelay` is all of urelay"
     )
     parser.add_argument("--measure", type=_measures, default=list(PARTS), metavar=",".join(PARTS))
-    parser.add_argument("--rounds", type=int, metavar="N", help="the default is 5")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="the default is 5")
     parser.add_argument("--quick", action="store_true", help="3 short rounds: for a look, not for the record")
-    parser.add_argument("--held", type=int, default=9000, metavar="N", help="idle connections (9000)")
+    parser.add_argument("--held", type=_count, default=9000, metavar="N", help="idle connections (9000)")
     parser.add_argument("--json", type=Path, default=WORK / "peers.json", metavar="FILE")
     return parser.parse_args(arguments)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1_000_000:
+        raise argparse.ArgumentTypeError(f"not a number of them: {text}")
+    return int(text)
+
+
 def _list(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _names(text: str) -> list[str]:
+    names = _list(text)
+    for name in names:
+        if not any(one.name.startswith(name) for one in ALL):
+            raise argparse.ArgumentTypeError(f"nobody is called {name}: {', '.join(one.name for one in ALL)}")
+    return names
 
 
 def _measures(text: str) -> list[str]:
