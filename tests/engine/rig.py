@@ -96,6 +96,7 @@ class Rig:
         self,
         *,
         early: bytes = b"",
+        early_down: bytes = b"",
         idle_s: float = 0,
         small: int = 0,
         server_pair: tuple[socket.socket, socket.socket] | None = None,
@@ -109,7 +110,7 @@ class Rig:
         self.runs.append(run)
 
         def start() -> None:
-            flow = Flow(self.pump, inner, outer, run.ended, idle_s, early)
+            flow = Flow(self.pump, inner, outer, run.ended, idle_s, early, early_down)
             flow.start()
 
         self.thread.call(start)

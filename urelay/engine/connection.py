@@ -334,7 +334,7 @@ class Connection:
         self._decision = dialed.decision
         self._dialed = dialed.dialed
         self._tries = dialed.tries
-        self._hand_over(dialed.sock, None)
+        self._hand_over(dialed.sock, None, dialed.early_down)
 
     def _fail(self, failure: Failure, error: str) -> None:
         """There is no way out, and the client is told in its own terms."""
@@ -347,8 +347,8 @@ class Connection:
 
     # --- the end
 
-    def _hand_over(self, upstream: SocketType, told: int | None) -> None:
-        """Give both sockets to the pump. `told`: see `attempt_succeeded`."""
+    def _hand_over(self, upstream: SocketType, told: int | None, early_down: bytes = b"") -> None:
+        """Give both sockets to the pump. `told`: see `attempt_succeeded`; `early_down`: see Dialed."""
         relay = self._relay
         try:
             bound = None
@@ -361,7 +361,9 @@ class Connection:
                 return
             self._state = _FLOWING
             relay.wheel.cancel(self)
-            self._flow = flow = Flow(relay.pump, self._client, upstream, self, self._idle_s, command.early)
+            self._flow = flow = Flow(
+                relay.pump, self._client, upstream, self, self._idle_s, command.early, early_down
+            )
         except OSError as error:
             relay.poller.retire(upstream)
             self._cut(End.ERROR, os.strerror(error.errno or errno.EIO).lower())

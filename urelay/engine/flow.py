@@ -59,12 +59,14 @@ class Flow:
     """To the client; unset when the flow is over"""
 
     def __init__(self, pump: Pump, client: SocketType, upstream: SocketType, owner: Owner, idle_s: float,
-                 early: bytes = b"") -> None:  # fmt: skip
-        """`early`: what the client sent behind its request. The sockets must be non-blocking."""
+                 early: bytes = b"", early_down: bytes = b"") -> None:  # fmt: skip
+        """`early`: what the client sent behind its request; `early_down`: what a proxy sent behind its
+        answer. Both are delivered before all that is read. The sockets must be non-blocking.
+        """
         now = pump.poller.touch()
         self.slot = 0
         self.up = up = Direction(pump, client, upstream, early, now)
-        self.down = down = Direction(pump, upstream, client, b"", now)
+        self.down = down = Direction(pump, upstream, client, early_down, now)
         up.back, down.back = down, up
         up.flow = down.flow = self
         self.reset_by = 0.0
@@ -86,10 +88,11 @@ class Flow:
                 pump.poller.add(direction.src, direction)
             else:
                 pump.poller.assign(direction.src, direction)
-                if told & (select.EPOLLIN | BEHIND) or direction.back.held:
-                    # That edge went to somebody else, and comes no more: look what is there.
-                    direction.eager = bool(told & BEHIND)
-                    pump.poller.again(direction)
+                direction.eager = bool(told & BEHIND)
+            # An edge that went to somebody else comes no more, neither to read nor to deliver what is
+            # held: look what is there.
+            if direction.held or (told and told & (select.EPOLLIN | BEHIND)):
+                pump.poller.again(direction)
         pump.wheel.set(self, self._started + min(self._check_s, _KEEPALIVE_FROM_S))
 
     def on_timer(self, now: float) -> None:
