@@ -15,10 +15,11 @@ import socket
 from socket import SocketType
 from typing import TYPE_CHECKING, Protocol
 
-from urelay.policy.model import ListenerKind
+from urelay.engine.session import DIRECT_SESSION, session_for
 
 if TYPE_CHECKING:
     from urelay.engine.poller import Poller
+    from urelay.engine.session import Session
     from urelay.policy.model import Listener
     from urelay.protocols.users import Users
 
@@ -43,7 +44,9 @@ class Host(Protocol):
 class Acceptor:
     """One listener at work."""
 
-    __slots__ = ("_batch", "_host", "_poller", "asks", "family", "idle_s", "name", "sock", "to", "users")
+    __slots__ = (
+        "_batch", "_host", "_kind", "_poller", "_users", "asks", "family", "idle_s", "name", "sock", "to",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -57,21 +60,26 @@ class Acceptor:
     ) -> None:
         """`sock` is listening and becomes the acceptor's own; `idle_s` is for its connections."""
         self.name = listener.name
-        self.asks = listener.kind is ListenerKind.SOCKS
+        self.asks = session_for(listener.kind, users) is not DIRECT_SESSION
         """Whether clients say in a protocol where they want to go"""
         self.to = listener.to
         """Where all of them want to go; None: the address they connected to, unless they are asked"""
         self.sock = sock
-        self.users = users
         self.idle_s = idle_s
         self.family = int(sock.family)
         self._host = host
+        self._kind = listener.kind
+        self._users = users
         self._poller = poller
         self._batch = batch
         sock.setblocking(False)
         if self.family != socket.AF_UNIX:
             # Inherited by every client, so none of them costs a system call for it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def session(self) -> Session:
+        """A session for one client."""
+        return session_for(self._kind, self._users)
 
     def resume(self) -> None:
         """Accept from now on."""

@@ -39,7 +39,6 @@ from urelay.engine.session import (
     Refuse,
     Reply,
     Session,
-    SocksSession,
 )
 from urelay.engine.tcp import reset_on_close
 from urelay.errors import DialError, Failure
@@ -106,7 +105,7 @@ class Connection:
         """Find out where the client wants to go: at once, or by asking it."""
         acceptor = self._acceptor
         if acceptor.asks:
-            self._session = SocksSession(acceptor.users)
+            self._session = acceptor.session()
             self._relay.wheel.set(self, self.started + self._relay.limits.handshake_s)
             self._relay.handshaking[self] = None
             self._watch()

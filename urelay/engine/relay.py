@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_KINDS = (ListenerKind.TRANSPARENT, ListenerKind.SOCKS, ListenerKind.FORWARD)
+_KINDS = frozenset(ListenerKind) - {ListenerKind.REDIRECT}
 _SPARE_DESCRIPTORS = 8
 _COMPLAINT_EVERY_S = 1.0
 
@@ -82,7 +82,7 @@ class Relay:
     def add_listener(self, listener: Listener, sock: SocketType, users: Users | None = None) -> None:
         """Accept clients of `sock`, which is listening and becomes the relay's own.
 
-        `users`: who may log in to a socks listener; None lets everybody in. A listener of the same
+        `users`: who may log in, where clients are asked; None lets everybody in. A listener of the same
         name is replaced, and its socket closed.
         """
         if listener.kind not in _KINDS:
