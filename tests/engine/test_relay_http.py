@@ -172,14 +172,14 @@ def test_nobody_listening_is_a_bad_gateway(world: Make) -> None:
     [
         (Failure.NAME_NOT_FOUND, (502, "no such host")),
         (Failure.TIMEOUT, (504, "no answer in time")),
-        (Failure.DENIED, (403, "denied")),
+        (Failure.DENIED, (403, "upstream `inner` at 10.0.0.1")),
         (Failure.ERROR, (502, "the way out failed")),
     ],
 )
-def test_a_way_out_that_fails_is_told_without_its_inside(
+def test_a_way_out_that_fails_is_told_by_its_kind(
     world: Make, failure: Failure, told: tuple[int, str]
 ) -> None:
-    """The log names addresses and upstreams; whoever connects is told the kind of failure."""
+    """The log names addresses and upstreams; whoever connects is told the kind, and why it is denied."""
     here = world(("any", Direct()), dialer=Broken(DialError(failure, "upstream `inner` at 10.0.0.1")))
     client = here.connect(here.listen(ListenerKind.HTTP))
     client.sendall(connect("www.example.com", 443))
@@ -330,7 +330,7 @@ def test_what_the_server_says_first_reaches_the_client_whole(world: Make, kind: 
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        (b"HTTP/1.1 403 No\r\n\r\n", (403, "denied")),
+        (b"HTTP/1.1 403 No\r\n\r\n", (403, "upstream `corp`: its rules deny the destination (HTTP 403)")),
         (b"HTTP/1.1 407 No\r\n\r\n", (502, "the way out failed")),
         (b"HTTP/1.1 502 No\r\n\r\n", (502, "host unreachable")),
         (b"HTTP/1.1 502 No\r\nProxy-Status: x; error=dns_error\r\n\r\n", (502, "no such host")),

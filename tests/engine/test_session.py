@@ -10,12 +10,12 @@ from urelay.engine.session import (
     HAND_OVER,
     HOLD,
     RESET,
+    SESSIONS,
     Ask,
     HandOver,
     Refuse,
     Reply,
     Session,
-    session_for,
 )
 from urelay.errors import Failure
 from urelay.lang.source import Origin
@@ -38,7 +38,7 @@ HTTP = b"CONNECT 10.1.2.3:80 HTTP/1.0\r\n\r\n"
 
 def asked_session(kind: ListenerKind = ListenerKind.SOCKS) -> Session:
     """A session whose client has asked, in SOCKS5 or with CONNECT."""
-    session = session_for(kind, None)
+    session = SESSIONS[kind](None)
     http = kind is ListenerKind.HTTP
     assert session.receive(HTTP if http else SOCKS5) == Ask(ASKED, None, b"" if http else b"\5\0")
     return session
@@ -113,7 +113,7 @@ def test_a_socks_client_is_told_the_denial_that_was_written(how: DenyHow, code: 
 
 
 def test_a_conversation_byte_by_byte_ends_like_one_in_a_piece() -> None:
-    session = session_for(ListenerKind.SOCKS, None)
+    session = SESSIONS[ListenerKind.SOCKS](None)
     commands = [session.receive(bytes((byte,))) for byte in SOCKS5]
     assert [command for command in commands if command != Reply(b"")] == [
         Reply(b"\5\0"),
@@ -122,7 +122,7 @@ def test_a_conversation_byte_by_byte_ends_like_one_in_a_piece() -> None:
 
 
 def test_pipelined_bytes_come_first_and_the_reply_tells_our_end() -> None:
-    session = session_for(ListenerKind.SOCKS, None)
+    session = SESSIONS[ListenerKind.SOCKS](None)
     assert isinstance(session.receive(SOCKS5 + b"GET /"), Ask)
     bound = Endpoint(bytes((192, 0, 2, 9)), 0x1234)
     command = session.dialed(bound)
@@ -135,7 +135,7 @@ def test_a_transparent_client_is_handed_over_without_a_word() -> None:
 
 
 def test_a_broken_handshake_is_refused_with_what_is_owed() -> None:
-    command = session_for(ListenerKind.SOCKS, None).receive(b"\5\1\0\5\2\0\1\x0a\1\2\3\0\x50")
+    command = SESSIONS[ListenerKind.SOCKS](None).receive(b"\5\1\0\5\2\0\1\x0a\1\2\3\0\x50")
     assert command == Refuse(b"\5\0\5\7\0\1" + bytes(6), "command 2 is not CONNECT")
 
 
@@ -186,35 +186,37 @@ def test_an_http_client_is_told_the_denial_that_was_written(denial: Decision, an
 
 
 def test_an_http_client_is_answered_behind_the_dial_and_its_early_bytes_come_first() -> None:
-    session = session_for(ListenerKind.HTTP, None)
+    session = SESSIONS[ListenerKind.HTTP](None)
     assert session.receive(HTTP[:9]) == Reply(b"")
     assert session.receive(HTTP[9:] + b"GET /") == Ask(ASKED, None, b"")
     assert session.dialed(None) == HandOver(b"HTTP/1.1 200 Connection Established\r\n\r\n", b"GET /")
 
 
 def test_a_broken_request_is_refused_with_its_answer() -> None:
-    command = session_for(ListenerKind.HTTP, None).receive(b"GET / HTTP/1.0\r\n\r\n")
+    command = SESSIONS[ListenerKind.HTTP](None).receive(b"GET / HTTP/1.0\r\n\r\n")
     assert isinstance(command, Refuse)
     assert command.reply.startswith(b"HTTP/1.1 405 Method Not Allowed\r\nAllow: CONNECT\r\n")
     assert command.error == "method `GET` is not CONNECT"
 
 
 def test_a_mixed_listener_speaks_what_the_client_speaks() -> None:
-    socks, http = (session_for(ListenerKind.MIXED, None) for _ in range(2))
+    socks, http = (SESSIONS[ListenerKind.MIXED](None) for _ in range(2))
     assert socks.receive(SOCKS5) == Ask(ASKED, None, b"\5\0")
     assert socks.failed(Failure.REFUSED) == Refuse(b"\5\5\0\1" + bytes(6))
     assert http.receive(HTTP) == Ask(ASKED, None, b"")
     assert told(http, Failure.REFUSED) == "502 connection_refused: connection refused"
-    neither = session_for(ListenerKind.MIXED, None).receive(b"\x16\x03\x01")
+    neither = SESSIONS[ListenerKind.MIXED](None).receive(b"\x16\x03\x01")
     assert neither == Refuse(b"", "expected SOCKS or HTTP, got byte 0x16")
 
 
 @pytest.mark.parametrize("kind", [ListenerKind.SOCKS, ListenerKind.HTTP, ListenerKind.MIXED])
 def test_users_are_asked_for_by_every_kind_that_can(kind: ListenerKind) -> None:
-    session = session_for(kind, Users({b"ann": SaltedHash.of(b"secret")}))
+    session = SESSIONS[kind](Users({b"ann": SaltedHash.of(b"secret")}))
     assert isinstance(session.receive(SOCKS5 if kind is ListenerKind.SOCKS else HTTP), Refuse)
 
 
-@pytest.mark.parametrize("kind", [ListenerKind.TRANSPARENT, ListenerKind.FORWARD])
-def test_one_session_serves_all_who_are_asked_nothing(kind: ListenerKind) -> None:
-    assert session_for(kind, None) is DIRECT_SESSION
+def test_a_failure_that_is_no_denial_is_not_explained() -> None:
+    for failure in Failure:
+        command = asked_session(ListenerKind.HTTP).failed(failure, "upstream `inner`: at its limit")
+        assert isinstance(command, Refuse)
+        assert (b"inner" in command.reply) == (failure is Failure.DENIED)

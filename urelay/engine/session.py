@@ -6,7 +6,7 @@ a connection may go. Two kinds exist, by how the client says where it wants to g
     listener                 asks                      is refused with
     transparent, forward     before it says anything   a reset, whatever the reason
     socks                    in its request            the reply code of that reason (RFC 1928, 6)
-    http                     in its request            403 with the reason, 502, 504; 407
+    http                     in its request            403 and why, 502, 504; 407
     mixed                    as socks or as http       as the one it chose
 
 The steps, told in this order: `receive` until it answers Ask; `decided`; `dialed` or `failed`.
@@ -15,7 +15,7 @@ A refusal is the last word: after it the client is only let go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
@@ -39,9 +39,11 @@ class Ask:
     """The client has said where it wants to go: ask the table, then tell `decided`."""
 
     destination: Endpoint
-    user: str | None
-    reply: bytes
+    user: str | None = None
+    reply: bytes = b""
     """To be sent first, perhaps nothing"""
+    source: Endpoint | None = None
+    """Whose connection it is, if the client spoke for somebody else; None: its own"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,8 @@ class Session:
         """The way out is open: answers HandOver."""
         return HAND_OVER
 
-    def failed(self, failure: Failure) -> Command:
-        """There is no way out: answers Refuse."""
+    def failed(self, failure: Failure, why: str | None = None) -> Command:
+        """There is no way out: answers Refuse. `why` may be shown to the client."""
         return RESET
 
 
@@ -182,16 +184,19 @@ class AskedSession(Session):
 
     def denied(self, decision: Decision) -> Command:
         """The policy says no: answers Refuse, with the reply that says why, or what it claims."""
-        failure = FAILURE_OF[decision.deny_how]
-        return Refuse(self._asked.failure(failure, _why(decision) if failure is Failure.DENIED else None))
+        return self.failed(FAILURE_OF[decision.deny_how], _why(decision))
 
     def dialed(self, bound: Endpoint | None) -> Command:
         """The way out is open: answers HandOver, with the reply that says so."""
         return HandOver(self._asked.success(bound), self._server.leftover)
 
-    def failed(self, failure: Failure) -> Command:
-        """There is no way out: answers Refuse, with the reply that says why."""
-        return Refuse(self._asked.failure(failure))
+    def failed(self, failure: Failure, why: str | None = None) -> Command:
+        """There is no way out: answers Refuse, with the reply that says so.
+
+        Only a denial is explained. What else goes wrong is explained in words that name addresses
+        and upstreams, and a `deny` that claims something else would give itself away.
+        """
+        return Refuse(self._asked.failure(failure, why if failure is Failure.DENIED else None))
 
     @property
     def _asked(self) -> Request:
@@ -202,32 +207,31 @@ class AskedSession(Session):
 DIRECT_SESSION = Session()
 
 
-def session_for(kind: ListenerKind, users: Users | None) -> Session:
-    """A session for one client of such a listener; DIRECT_SESSION where clients are asked nothing.
-
-    The first call for a kind imports what it needs (h11, 10 ms), so make one before clients come.
-    """
-    server = _SERVERS.get(kind)
-    return DIRECT_SESSION if server is None else AskedSession(server(users))
+def _socks(users: Users | None) -> Session:
+    return AskedSession(SocksServer(users))
 
 
-def _http(users: Users | None) -> Server:
+# Imported by the first listener of its kind: h11 takes 10 ms, which most relays never have to spend.
+
+
+def _http(users: Users | None) -> Session:
     from urelay.protocols.connect import HttpServer
 
-    return HttpServer(users)
+    return AskedSession(HttpServer(users))
 
 
-def _mixed(users: Users | None) -> Server:
+def _mixed(users: Users | None) -> Session:
     from urelay.protocols.mixed import MixedServer
 
-    return MixedServer(users)
+    return AskedSession(MixedServer(users))
 
 
-_SERVERS: Final[dict[ListenerKind, Callable[[Users | None], Server]]] = {
-    ListenerKind.SOCKS: SocksServer,
+SESSIONS: Final[Mapping[ListenerKind, Callable[[Users | None], Session]]] = {
+    ListenerKind.SOCKS: _socks,
     ListenerKind.HTTP: _http,
     ListenerKind.MIXED: _mixed,
 }
+"""How a client is listened to, by the kind of its listener; of the other kinds it is asked nothing"""
 
 
 def _why(decision: Decision) -> str:
