@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e import peers, programs
 from tests.e2e.conftest import Serve
+from tests.e2e.relay import ROOT
 from tests.e2e.rig import Namespace, Network
 
 pytestmark = [pytest.mark.netns, pytest.mark.peer("curl")]
@@ -238,3 +239,24 @@ def test_a_chain_of_dante_tinyproxy_and_another_urelay(
     assert (fetched["upstream"], fetched["end"]) == ("third", "eof")
     assert (denied["end"], refused["end"]) == ("denied", "refused")
     assert refused["error"] == "upstream `third`: connection refused (HTTP 502)"
+
+
+@pytest.mark.peer("tinyproxy")
+def test_the_policy_that_ships(net: Network, stack: ExitStack, serve: Serve, tmp_path: Path) -> None:
+    """rules/proxy.urr as it is but for the address of its proxy: in by either protocol, out by CONNECT."""
+    clients, gate, far = (net.namespace(label) for label in ("clients", "gate", "far"))
+    net.wire(clients, gate, ["10.0.1.1/24"], ["10.0.1.2/24"])
+    net.wire(gate, far, ["192.0.2.1/24"], ["192.0.2.10/24"])
+    far.address("lo", "203.0.113.80/32")
+    stack.callback(programs.tinyproxy(tmp_path, far, "192.0.2.10", 3128, "relay s3cret").stop)
+    web = stack.enter_context(peers.Server(far.listen("203.0.113.80", 80), peers.web("far")))
+    users_file(tmp_path)
+    text = (ROOT / "rules/proxy.urr").read_text(encoding="utf-8")
+    relay = serve(text, gate, name="proxy.urr", env={"CORP_LOGIN": "relay:s3cret"})
+    for way in ("http", "socks5h"):
+        login = ("--proxy-user", "ada:lovelace-1815", "-x", f"{way}://10.0.1.2:3128")
+        got = curl(clients, *login, "http://203.0.113.80/1000")
+        assert (got.returncode, got.stdout) == (0, peers.position_coded(1000)), got.stderr
+        assert curl(clients, *login, "http://203.0.113.80:22/").returncode in (56, 97)
+    assert web.hosts() == ["203.0.113.80"] * 2
+    assert [record["upstream"] for record in relay.records(4)] == ["corp", None] * 2
