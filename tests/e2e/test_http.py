@@ -63,27 +63,25 @@ def users_file(folder: Path) -> None:
     users.chmod(0o600)
 
 
-@pytest.mark.parametrize(
-    ("options", "host"),
-    [
+def test_curl_fetches_through_it(
+    box: Namespace, web: peers.Server, names: peers.NameServer, serve: Serve
+) -> None:
+    relay = serve(POLICY, box, "--resolver", f"127.0.0.1:{names.port}")
+    ways = [
         (["-x", "http://127.0.0.1:3128"], WEB),
         (["-x", "http://127.0.0.1:3128"], "[2001:db8::10]"),
         (["-x", "http://127.0.0.1:3128"], "web.test"),
-        (["-x", "http://127.0.0.1:3128", "--proxy1.0", "127.0.0.1:3128"], "WEB.test"),
+        (["--proxy1.0", "127.0.0.1:3128"], "WEB.test"),
         (["-x", "http://127.0.0.1:1080"], "web.test"),
         (["-x", "socks5h://127.0.0.1:1080"], "web.test"),
         (["-x", "socks4a://127.0.0.1:1080"], "web.test"),
-    ],
-)
-def test_curl_fetches_through_it(
-    box: Namespace, web: peers.Server, names: peers.NameServer, serve: Serve, options: list[str], host: str
-) -> None:
-    relay = serve(POLICY, box, "--resolver", f"127.0.0.1:{names.port}")
-    got = curl(box, *options, f"http://{host}:{web.port}/1000000")
-    assert (got.returncode, got.stdout) == (0, peers.position_coded(1_000_000)), got.stderr
-    (record,) = relay.records(1)
-    assert (record["outcome"], record["end"], record["port"]) == ("direct", "eof", web.port)
-    assert record["name"] == (host.lower() if host.endswith("test") else None)
+    ]
+    for number, (options, host) in enumerate(ways, 1):
+        got = curl(box, *options, f"http://{host}:{web.port}/1000000")
+        assert (got.returncode, got.stdout) == (0, peers.position_coded(1_000_000)), got.stderr
+        record = relay.records(number)[-1]
+        assert (record["outcome"], record["end"], record["port"]) == ("direct", "eof", web.port)
+        assert record["name"] == (host.lower() if host.endswith("test") else None)
 
 
 def test_a_refusal_has_its_status_and_its_reason(

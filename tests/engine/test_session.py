@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from urelay.engine.session import (
@@ -220,3 +223,16 @@ def test_a_failure_that_is_no_denial_is_not_explained() -> None:
         command = asked_session(ListenerKind.HTTP).failed(failure, "upstream `inner`: at its limit")
         assert isinstance(command, Refuse)
         assert (b"inner" in command.reply) == (failure is Failure.DENIED)
+
+
+def test_a_relay_that_speaks_no_http_does_not_load_it() -> None:
+    """h11 takes 10 ms to import: a listener of its kind pays, before clients come, and nobody else."""
+    script = (
+        "import sys, urelay.engine.relay, urelay.engine.proxies, urelay.services.daemon\n"
+        "from urelay.engine.session import SESSIONS\n"
+        "for kind in ('socks', 'http', 'mixed'):\n"
+        "    SESSIONS[kind](None)\n"
+        "    print(kind, 'h11' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "socks False\nhttp True\nmixed True\n", done.stderr

@@ -187,27 +187,27 @@ def _read(head: bytes, users: Users | None) -> Request:
         method = printable(event.method.decode("ascii"), 20)
         known = event.method in _OTHER_METHODS
         _refuse(405 if known else 501, f"method `{method}` is not CONNECT", _ALLOW if known else "")
-    if _values(event, b"transfer-encoding") or _values(event, b"content-length") not in ([], [b"0"]):
+    fields: dict[bytes, list[bytes]] = {}
+    for name, value in event.headers:
+        fields.setdefault(name, []).append(value)
+    if b"transfer-encoding" in fields or fields.get(b"content-length", [b"0"]) != [b"0"]:
         _refuse(400, "a CONNECT request with content")
-    user = None if users is None else _login(_values(event, b"proxy-authorization"), users)
+    user = None if users is None else _login(fields.get(b"proxy-authorization", []), users)
     target = _target(event.target.decode("ascii"))
-    for field in _values(event, b"host"):
-        if not _names(field, target):
+    for host in fields.get(b"host", []):
+        # The same text in most requests.
+        if host != event.target and not _names(host, target):
             _refuse(400, "the Host field names another destination than the request")
     return Request(target.host, target.port, user)
 
 
-def _values(request: h11.Request, name: bytes) -> list[bytes]:
-    return [value for key, value in request.headers if key == name]
-
-
-def _login(fields: list[bytes], users: Users) -> str:
+def _login(offered: list[bytes], users: Users) -> str:
     """Who logged in (RFC 7617); raises ProtocolError with a challenge for anything but a right login."""
-    if not fields:
+    if not offered:
         _refuse(407, "no login", _CHALLENGE)
-    if len(fields) > 1:
+    if len(offered) > 1:
         _refuse(400, "more than one login")
-    scheme, _, coded = fields[0].partition(b" ")
+    scheme, _, coded = offered[0].partition(b" ")
     if scheme.lower() != b"basic":
         _refuse(407, "a login that is not of the scheme Basic", _CHALLENGE)
     try:
