@@ -326,3 +326,5 @@ def test_what_was_read_before_and_not_asked_for_is_handed_on() -> None:
     asked_of(
         [(13, [b"and late"])], SOCKS5, expect=b"early and late", before=b"\x05\x00" + V4_REPLY + b"early "
     )
+    long = b"early " * 2000
+    asked_of([(len(HEAD), [b"and late"])], HTTP, expect=long + b"and late", before=OPEN + long)

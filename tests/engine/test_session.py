@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,8 @@ from urelay.policy.model import DenyHow, ListenerKind, Outcome
 from urelay.protocols.users import SaltedHash, Users
 from urelay.table.decision import Decision
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def decision(outcome: Outcome, how: DenyHow = DenyHow.DEFAULT, **said: object) -> Decision:
     return Decision(outcome, "main", "digest", deny_how=how, **said)  # type: ignore[arg-type]
@@ -34,8 +37,6 @@ def decision(outcome: Outcome, how: DenyHow = DenyHow.DEFAULT, **said: object) -
 
 SOCKS5 = b"\5\1\0\5\1\0\1\x0a\1\2\3\0\x50"
 ASKED = Endpoint(bytes((10, 1, 2, 3)), 80)
-
-
 HTTP = b"CONNECT 10.1.2.3:80 HTTP/1.0\r\n\r\n"
 
 
@@ -234,5 +235,7 @@ def test_a_relay_that_speaks_no_http_does_not_load_it() -> None:
         "    SESSIONS[kind](None)\n"
         "    print(kind, 'h11' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "socks False\nhttp True\nmixed True\n", done.stderr

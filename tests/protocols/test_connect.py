@@ -404,6 +404,12 @@ def test_users_are_asked_for_and_nothing_else_will_do(fields: list[bytes], error
     assert b'\r\nProxy-Authenticate: Basic realm="urelay", charset="UTF-8"\r\n' in outcome.sent
 
 
+def test_no_users_at_all_are_nobody() -> None:
+    """An empty file of users is no open door."""
+    for fields in ((), (LOGIN,), (basic(b":"),)):
+        assert every_way(connect(b"a:80", *fields), Users({})).status == 407
+
+
 def test_two_logins_are_none() -> None:
     outcome = every_way(connect(b"a:80", LOGIN, LOGIN), USERS)
     assert (outcome.status, outcome.error) == (400, "more than one login")
