@@ -9,7 +9,9 @@ the backlog is served later, and who is connected notices nothing.
     kind          the destination is                     the client is asked (engine.session)
     transparent   the socket's own address               no
     forward       the listener's `to`                    no
-    socks         what the client says                   yes
+    socks         what the client says, in SOCKS         yes
+    http          what the client says, with CONNECT     yes
+    mixed         what the client says, in either        yes
 """
 
 from __future__ import annotations
@@ -97,6 +99,9 @@ class Acceptor:
         self._host = host
         self._poller = poller
         self._batch = batch
+        # The first session imports what its protocol needs: better now than while clients wait.
+        if self.session is not None:
+            self.session(users)
         sock.setblocking(False)
         if self.family != socket.AF_UNIX:
             # Inherited by every client, so none of them costs a system call for it.

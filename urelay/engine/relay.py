@@ -84,7 +84,7 @@ class Relay:
     def add_listener(self, listener: Listener, sock: SocketType, users: Users | None = None) -> None:
         """Accept clients of `sock`, which is listening and becomes the relay's own.
 
-        `users`: who may log in to a socks listener; None lets everybody in. A listener of the same
+        `users`: who may log in, where clients are asked; None lets everybody in. A listener of the same
         name is replaced, and its socket closed.
         """
         if listener.kind not in KINDS:
