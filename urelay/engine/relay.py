@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from socket import SocketType
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,17 @@ class Relay:
     """Relays the connections of its listeners, each by the table it was accepted under."""
 
     def __init__(
-        self, table: Table, dialer: Dialer, on_end: Callable[[Record], None], limits: Limits | None = None
+        self,
+        table: Table,
+        dialer: Dialer,
+        on_end: Callable[[Record], None],
+        limits: Limits | None = None,
+        ids: Iterator[int] | None = None,
     ) -> None:
-        """Must be made inside the event loop, and closed. `on_end` gets every connection's record."""
+        """Must be made inside the event loop, and closed. `on_end` gets every connection's record.
+
+        Connections are numbered by `ids`, which must not end; None counts from one.
+        """
         self.loop = asyncio.get_running_loop()
         self.limits = limits or Limits.for_this_process()
         self.table = table
@@ -61,6 +70,7 @@ class Relay:
         self.handshaking: dict[Connection, None] = {}
         """Clients that have not said where they want to go, the oldest first"""
         self._on_end = on_end
+        self._ids = itertools.count(1) if ids is None else ids
         self._acceptors: dict[str, Acceptor] = {}
         self._connections: set[Connection] = set()
         self._farewells: set[Farewell] = set()
@@ -123,7 +133,7 @@ class Relay:
     def welcome(self, acceptor: Acceptor, client: SocketType, address: object) -> None:
         """Take in a client."""
         self._accepted += 1
-        connection = Connection(self, acceptor, client, address, self._accepted)
+        connection = Connection(self, acceptor, client, address, next(self._ids))
         self._connections.add(connection)
         self._empty.clear()
         try:
@@ -177,8 +187,11 @@ class Relay:
 
     # --- the whole
 
-    async def drain(self, timeout_s: float) -> None:
-        """Close the listeners, let connections end for `timeout_s`, reset those that have not."""
+    async def drain(self, timeout_s: float | None) -> None:
+        """Close the listeners, let connections end for `timeout_s`, reset those that have not.
+
+        None: however long it takes them.
+        """
         self._close_listeners()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
