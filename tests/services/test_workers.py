@@ -261,6 +261,22 @@ def test_reloads_under_load_lose_nobody_and_no_decision_is_of_an_old_policy(
         assert str(entry["policy"]).startswith(digests[str(entry["outcome"])]), entry
 
 
+def test_of_many_old_policies_the_oldest_gets_no_more_time_than_a_stop_would_give(
+    serve: Start, listener: socket.socket, echo: Echo
+) -> None:
+    relay = serve(SOCKS + direct(echo.port), "--drain", "0.2")
+    clients = []
+    for number in range(9):
+        clients.append(through(port_of(listener), echo.port))
+        relay.reload(SOCKS + direct(echo.port) + f"# {number}\n", "urelay: reloaded p.urr")
+    with pytest.raises(ConnectionResetError):
+        clients[0].recv(1)
+    for client in clients[1:]:
+        assert echoes(client)
+    for client in clients:
+        client.close()
+
+
 def test_a_reload_that_fails_leaves_every_worker_as_it_was(
     serve: Start,
     listener: socket.socket,
@@ -281,19 +297,19 @@ def test_a_reload_that_fails_leaves_every_worker_as_it_was(
         assert echoes(client)
 
 
+@pytest.mark.parametrize(
+    "restarts", [3, pytest.param(100, marks=(pytest.mark.long, pytest.mark.timeout(600)))]
+)
 def test_the_whole_is_restarted_on_a_socket_that_stays_and_nobody_is_lost(
-    serve: Start,
-    listener: socket.socket,
-    echo: Echo,
-    tmp_path: Path,
+    serve: Start, listener: socket.socket, echo: Echo, restarts: int
 ) -> None:
     text = SOCKS + direct(echo.port)
     relay = serve(text)
     load = Load(port_of(listener), echo.port, 0.005)
     try:
-        for number in range(3):
+        for number in range(restarts):
             load.come(20)
-            if number == 1:
+            if number % 2:
                 # One after the other: meanwhile clients wait in the queue.
                 relay.process.terminate()
                 assert relay.end() == 0
@@ -320,6 +336,7 @@ def test_stopping_lets_connections_finish_whoever_else_hears_the_signal(
     for pid in (*workers, relay.process.pid):
         os.kill(pid, signal.SIGTERM)
     relay.hear("urelay: stopping: 10 connections may finish for 60 s")
+    assert "status: 10 connections" in status(relay)
     for client in clients:
         assert echoes(client)
         client.close()

@@ -47,6 +47,8 @@ class Member:
         """Whether it was told to accept"""
         self.finishing = False
         """Whether it was told to finish"""
+        self.condemned = False
+        """Whether it was killed by us"""
         self.reported = False
         """Whether it has answered the last question for its counters"""
         self.stats = Stats()
@@ -87,5 +89,6 @@ class Member:
 
     def kill(self) -> None:
         """End it at once, if it has not ended."""
+        self.condemned = True
         if self.alive:
             os.kill(self.pid, signal.SIGKILL)

@@ -67,7 +67,10 @@ class Options:
     """The descriptors that were handed to this process"""
 
     def limits(self, worker: int = 0) -> Limits:
-        """The bounds of one worker's relay, counted from 0: its share where a total was asked for."""
+        """The bounds of one worker's relay, counted from 0: its share where a total was asked for.
+
+        Workers of an older policy, whose connections are still to end, are not counted.
+        """
         limits = Limits.for_this_process()
         if self.max_connections is None:
             return limits

@@ -196,7 +196,6 @@ class Supervisor:
         self._wait(lambda: not silent(), _ANSWER_S)
         for one in silent():
             _log.error("%s hangs: it is killed", one)
-            one.finishing = True
             one.kill()
         self._wait(lambda: not silent(), _ANSWER_S)
 
@@ -296,7 +295,7 @@ class Supervisor:
         self._members.remove(member)
         del member.crew.members[member.number]
         self._past = total((self._past, member.stats.settled()))
-        if status or not member.finishing:
+        if not member.condemned and (status or not member.finishing):
             how = f"ended with status {status}"
             if status < 0:
                 how = f"was killed by {signal.Signals(-status).name}"
@@ -306,7 +305,6 @@ class Supervisor:
         """End workers at once, those that are left."""
         left = list(members)
         for member in left:
-            member.finishing = True
             member.kill()
         self._wait(lambda: not any(member.alive for member in left), _ANSWER_S)
 
@@ -417,7 +415,13 @@ class Supervisor:
         self._crew.close()
         active = sum(member.stats.active for member in self._members)
         self._answers.stopping(active, self._options.drain_s)
-        self._wait(lambda: not self._members or self._stops > 1, self._options.drain_s + _ANSWER_S)
+
+        def over() -> bool:
+            if self._status_asked:
+                self._tell_status()
+            return not self._members or self._stops > 1
+
+        self._wait(over, self._options.drain_s + _ANSWER_S)
         if self._members:
             if self._stops > 1:
                 self._answers.hurrying()
