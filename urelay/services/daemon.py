@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import gc
 import os
 import resource
@@ -28,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from urelay.engine.limits import Limits
+from urelay.engine.poller import RelayLoop
 from urelay.engine.resolve import Resolver
 from urelay.errors import AddressError, StartError
 from urelay.net.address import Endpoint, parse_address, parse_endpoint
@@ -42,7 +42,6 @@ from urelay.services.sink import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
 
 T = TypeVar("T")
 
@@ -75,7 +74,7 @@ class Options:
         if self.max_connections is None:
             return limits
         # Over all workers these add up to the total, and no two differ by more than one.
-        return dataclasses.replace(limits, max_connections=(self.max_connections + worker) // self.workers)
+        return limits.carrying((self.max_connections + worker) // self.workers)
 
 
 def serve(path: str, options: Options) -> int:
@@ -105,7 +104,8 @@ def serve(path: str, options: Options) -> int:
             at_exit.callback(access_sink.close)
         opened = opener.open(generation.policy.listeners.values())
         daemon = Daemon(path, options, opener, resolver, error_sink)
-        asyncio.run(daemon.run(generation, opened, access_sink))
+        with asyncio.Runner(loop_factory=RelayLoop) as runner:
+            runner.run(daemon.run(generation, opened, access_sink))
     return 0
 
 

@@ -43,6 +43,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from urelay.engine.poller import RelayLoop
 from urelay.engine.stats import Stats, total
 from urelay.errors import StartError
 from urelay.services.access_log import SharedLog
@@ -251,7 +252,8 @@ class Supervisor:
             limits = self._options.limits(number)
             sink = self._log.sink()
             worker = Worker(theirs)
-            asyncio.run(worker.run(crew.generation, crew.opened, self._resolver, limits, sink, ids))
+            with asyncio.Runner(loop_factory=RelayLoop) as runner:
+                runner.run(worker.run(crew.generation, crew.opened, self._resolver, limits, sink, ids))
         finally:
             error_sink.close()
 
