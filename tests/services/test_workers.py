@@ -177,6 +177,22 @@ def test_a_worker_that_is_killed_is_replaced_and_the_other_goes_on(
     assert len(ids) == len(set(ids)) == kept + 20
 
 
+def test_a_worker_that_is_full_leaves_clients_to_the_others(
+    serve: Start, listener: socket.socket, echo: Echo
+) -> None:
+    relay = serve(SOCKS + direct(echo.port), "--max-connections", "6")
+    clients = [through(port_of(listener), echo.port) for _ in range(6)]
+    with socket.create_connection(listener.getsockname(), timeout=20) as late:
+        late.sendall(b"\x04\x01" + echo.port.to_bytes(2) + bytes((127, 0, 0, 1)) + b"\0")
+        assert all(echoes(client) for client in clients)
+        assert "status: 6 connections (0 handshaking, 0 dialing); 6 accepted;" in status(relay)
+        clients.pop().close()
+        assert late.recv(8, socket.MSG_WAITALL)[:2] == b"\x00\x5a"
+        assert echoes(late)
+    for client in clients:
+        client.close()
+
+
 class Load:
     """Clients that come at a rate and each say what became of them, until told to stop."""
 

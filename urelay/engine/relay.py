@@ -53,10 +53,12 @@ class Relay:
         on_end: Callable[[Record], None],
         limits: Limits | None = None,
         ids: Iterator[int] | None = None,
+        shared: bool = False,
     ) -> None:
         """Must be made inside a RelayLoop, and closed. `on_end` gets every connection's record.
 
-        Connections are numbered by `ids`, which must not end; None counts from one.
+        Connections are numbered by `ids`, which must not end; None counts from one. `shared`: other
+        processes accept from the same sockets, and are to get their share.
         """
         self.loop = asyncio.get_running_loop()
         self.limits = limits or Limits.for_this_process()
@@ -70,6 +72,7 @@ class Relay:
         self.handshaking: dict[Connection, None] = {}
         """Clients that have not said where they want to go, the oldest first"""
         self._on_end = on_end
+        self._shared = shared
         self._ids = itertools.count(1) if ids is None else ids
         self._acceptors: dict[str, Acceptor] = {}
         self._connections: set[Connection] = set()
@@ -105,7 +108,7 @@ class Relay:
             idle_s = self.limits.idle_for(listener.kind)
         acceptor = Acceptor(
             self, self.poller, listener, sock, users, idle_s, self.limits.accept_batch,
-            listener.limit_per_source or self.limits.per_source,
+            listener.limit_per_source or self.limits.per_source, self._shared,
         )  # fmt: skip
         self._acceptors[listener.name] = acceptor
         self.own.add(listener.name, sock)

@@ -36,7 +36,7 @@ class Running:
         access_sink: Sink | None,
         ids: Iterator[int] | None = None,
     ) -> None:
-        """Accepts nobody yet. `ids` number the connections (None: from one on)."""
+        """Accepts nobody yet. `ids` number the connections of one worker among several; None: it is alone."""
         self.generation = generation
         """The one that decides about new connections"""
         self.opened: dict[str, Opened] = {}
@@ -45,7 +45,7 @@ class Running:
         self._resolver = resolver
         self._access_log = None if access_sink is None else AccessLog(access_sink, self._loop)
         on_end = _forget if self._access_log is None else self._access_log.write
-        self._relay = Relay(generation.table, self._dialer(generation), on_end, limits, ids)
+        self._relay = Relay(generation.table, self._dialer(generation), on_end, limits, ids, ids is not None)
         self._deadline: float | None = None
         self._patience: asyncio.Timeout | None = None
 

@@ -18,9 +18,8 @@ policies decide about new connections. The old crew ends with its connections, w
 here as they do in a single process; only when many old crews are left, the oldest is given no more
 time than a stop would give it.
 
-A client that waits wakes every idle worker, and one of them gets it, now this one, now that. They are
-not kept from waking with EPOLLEXCLUSIVE: it does nothing for an epoll that is watched by another, as
-the relay's is, and where it does something, the worker that slept last gets every client.
+A client that waits wakes one of the idle workers, and not all of them; whoever has accepted waits
+behind the others (urelay.engine.acceptor). So each has its share, whether they are busy or idle.
 
 A worker that ends unasked is replaced, at most once a second. One that does not answer for seconds
 hangs, and is killed. Workers ignore the signals that the supervisor obeys: one that is sent to all of
