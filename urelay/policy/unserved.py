@@ -15,9 +15,9 @@ from urelay.lang.source import Span
 from urelay.policy.model import ListenerKind, PlaceKind, Policy, UpstreamKind
 from urelay.policy.options import Owner, options_of
 
-LISTENER_KINDS = frozenset({ListenerKind.REDIRECT, ListenerKind.HTTP, ListenerKind.MIXED})
+LISTENER_KINDS = frozenset({ListenerKind.REDIRECT})
 PLACES = frozenset({PlaceKind.SYSTEMD, PlaceKind.UNIX, PlaceKind.SOCKETBOX})
-UPSTREAM_KINDS = frozenset({UpstreamKind.HTTP, UpstreamKind.FIRST, UpstreamKind.SPREAD})
+UPSTREAM_KINDS = frozenset({UpstreamKind.FIRST, UpstreamKind.SPREAD})
 
 
 def find(policy: Policy) -> list[Diagnostic]:
@@ -45,9 +45,6 @@ def _in_statement(node: ast.Statement) -> Iterator[tuple[str, Span]]:
         case ast.DnsDef():
             yield "`dns`", node.name.span
         case ast.Match():
-            words = node.action.deliver.words
-            if node.action.deliver.verb == "via" and len(words) > 1 and words[0].text in UPSTREAM_KINDS:
-                yield f"`via {words[0].text}`", words[0].span
             yield from _options(node.options, Owner.ROUTE, "")
         case ast.TableDef():
             for inner in node.body:
