@@ -158,6 +158,9 @@ class Acceptor:
             client = SocketType(family, _STREAM, 0, fd)
             client.setblocking(False)
             host.welcome(self, client, address)
+            if not self._poller.watches(listening):
+                # Its way out took the last descriptor: the rest of the batch would eat up the reserve.
+                return
 
     def on_crash(self) -> None:
         """Accepting failed: others go on, this listener too with its next client."""

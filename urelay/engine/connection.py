@@ -255,8 +255,12 @@ class Connection(Flow):
             upstream = SocketType(family, _SOCKET)
         except OSError as error:
             relay.out_of_room(error)
-            self._fail(Failure.ERROR, _words(error.errno))
-            return
+            try:
+                # The reserve is free now, and who is in already is not sent away for want of it.
+                upstream = SocketType(family, _SOCKET)
+            except OSError:
+                self._fail(Failure.ERROR, _words(error.errno))
+                return
         self._upstream = upstream
         self._dialed = target
         self._state = _CONNECTING

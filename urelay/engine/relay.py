@@ -269,6 +269,11 @@ class Relay:
     def _resume(self) -> None:
         self._resume_timer = None
         self._acquire_spare()
+        if len(self._spare) < _SPARE_DESCRIPTORS:
+            # Still none to be had. The few there are stay free for a reload, a log, a name server.
+            self._release_spare()
+            self._resume_timer = self.loop.call_later(self.limits.accept_pause_s, self._resume)
+            return
         if len(self._connections) >= self.limits.max_connections:
             return
         self._paused = False
@@ -283,7 +288,6 @@ class Relay:
             log.warning("%s", text)
 
     def _acquire_spare(self) -> None:
-        # Still none to be had: the next pause finds a smaller reserve.
         with contextlib.suppress(OSError):
             while len(self._spare) < _SPARE_DESCRIPTORS:
                 self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))

@@ -12,6 +12,7 @@ anybody could hand it to a resolver (`0177.1`, `2130706433`, `127.0.0.1\\0.examp
 
 from __future__ import annotations
 
+import codecs
 import functools
 import ipaddress
 import re
@@ -200,6 +201,10 @@ def host_prefix(address: Address) -> Prefix:
 def address_of(family: int, number: int) -> Address:
     """The packed address of an integer; `family` is 4 or 6."""
     return number.to_bytes(4 if family == 4 else 16)
+
+
+# Loaded now: it is needed when things go wrong, and then there may be no descriptor to load it with.
+codecs.lookup("unicode_escape")
 
 
 def printable(text: str, limit: int = 80) -> str:
