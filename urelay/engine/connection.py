@@ -314,7 +314,8 @@ class Connection:
         assert not isinstance(source, str)
         try:
             judge = self._relay.judge(self._table)
-            dialed = await self._dialer.dial(judge, decision, Asked(asked, source, self._acceptor.name))
+            asking = Asked(asked, source, self._acceptor.name)
+            dialed = await self._dialer.dial(judge, decision, asking, self._relay.own)
         except Denied as denied:
             self._conclude(denied.decision)
         except DialError as error:

@@ -93,7 +93,7 @@ class Relay:
             idle_s = self.limits.idle_for(listener.kind)
         acceptor = Acceptor(self, self.poller, listener, sock, users, idle_s, self.limits.accept_batch)
         self._acceptors[listener.name] = acceptor
-        self.own.add(listener.name, sock)
+        self.own.add(listener.name, sock, captures="capture" in listener.options)
         if not self._paused:
             acceptor.resume()
 

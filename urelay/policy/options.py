@@ -90,19 +90,19 @@ OPTIONS: tuple[Option, ...] = (
     Option(_UP, "via", _V.UPSTREAM, "via jump", "reach the proxy through another upstream", kinds=_PROXIES),
     Option(
         _UP, "source", _V.ADDRESS, "source 10.66.0.2", "the address to connect from",
-        kinds=_DIALS, served=False,
+        kinds=_DIALS,
     ),
     Option(
         _UP, "dev", _V.INTERFACE, "dev wg0", "the interface to connect through (SO_BINDTODEVICE)",
-        kinds=_DIALS, served=False,
+        kinds=_DIALS,
     ),
     Option(
         _UP, "mark", _V.MARK, "mark 0x51", "the mark for policy routing (SO_MARK)",
-        kinds=_DIALS, served=False,
+        kinds=_DIALS,
     ),
     Option(
         _UP, "netns", _V.NAMESPACE, "netns blue", "the network namespace to connect from",
-        kinds=_DIALS, served=False,
+        kinds=_DIALS,
     ),
     Option(
         _UP, "send-proxy", _V.CHOICE, "send-proxy v2", "announce the client with a PROXY header",

@@ -30,6 +30,7 @@ from urelay.engine.relay import Relay
 from urelay.engine.resolve import Resolver
 from urelay.errors import AddressError, PolicyError, StartError
 from urelay.lang.render import render_text
+from urelay.namespaces.visit import Visitor
 from urelay.net.address import Endpoint, parse_address, parse_endpoint
 from urelay.services.access_log import AccessLog, open_sink
 from urelay.services.generation import Generation, prepare
@@ -112,6 +113,7 @@ class Daemon:
         self._patience: asyncio.Timeout | None = None
         self._access_log: AccessLog | None = None
         self._opened: dict[str, Opened] = {}
+        self._visitor = Visitor()
 
     async def run(self, generation: Generation, opened: Sequence[Opened], access_sink: Sink | None) -> None:
         """Relay until a signal says stop, then until the last connection ended or patience did."""
@@ -137,13 +139,14 @@ class Daemon:
             await self._drain()
         finally:
             self._relay.close()
+            self._visitor.close()
             if self._access_log is not None:
                 self._access_log.close()
 
     # --- start
 
     def _dialer(self, generation: Generation) -> Dialer:
-        return Dialer(self._resolver, generation.logins)
+        return Dialer(self._resolver, generation.logins, abroad=self._visitor)
 
     def _limits(self) -> Limits:
         limits = Limits.for_this_process()

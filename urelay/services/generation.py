@@ -51,6 +51,7 @@ def prepare(path: str, environ: Mapping[str, str] = os.environ) -> Generation:
     from urelay.engine.logins import read_logins
     from urelay.lang.diagnostics import Severity
     from urelay.policy import unserved
+    from urelay.services.departures import check_departures
     from urelay.services.users import read_users
 
     verdict = judge(path)
@@ -63,6 +64,10 @@ def prepare(path: str, environ: Mapping[str, str] = os.environ) -> Generation:
     logins: Logins = {}
     try:
         logins = read_logins(policy, environ)
+    except StartError as error:
+        problems += error.problems
+    try:
+        check_departures(policy)
     except StartError as error:
         problems += error.problems
     users = {}

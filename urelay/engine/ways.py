@@ -1,0 +1,221 @@
+"""Ways through upstreams: one function a kind, and each calls the next along a chain.
+
+    kind               leads to                            by
+    direct             the destination                     connecting, from where its options say
+    socks4, socks5     whatever its proxy connects to      reaching the proxy, then asking it
+
+A proxy is reached on its unix socket, through another upstream (`via`), or by connecting to it.
+Every function takes the targets that will do, best first, and gives back a Way to one of them.
+
+Whose failure it was is said where it happens (DialError.blame), because only there it is known:
+a connection that was refused speaks of the destination, a proxy that cannot be reached of the way.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from urelay.engine import proxies
+from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
+from urelay.engine.departure import Abroad, Departure
+from urelay.engine.logins import Logins
+from urelay.engine.loops import OwnListeners
+from urelay.engine.resolve import Resolver
+from urelay.errors import Blame, DialError, Failure, StartError
+from urelay.net.address import Address, Endpoint
+from urelay.policy.model import Upstream, UpstreamKind
+
+_ADDRESSES_BY_PROXY = 4
+"""Addresses of one name a proxy is asked for, one after the other."""
+
+_ABOUT_THE_ADDRESS = frozenset((Failure.REFUSED, Failure.HOST_UNREACHABLE, Failure.NET_UNREACHABLE))
+"""Failures of a proxy that speak of the address it was asked for, so that another may do better."""
+
+_BLAME_OF = {
+    Failure.REFUSED: Blame.DESTINATION,
+    Failure.HOST_UNREACHABLE: Blame.UNFIT,
+    Failure.NET_UNREACHABLE: Blame.UNFIT,
+    Failure.TIMEOUT: Blame.UNCLEAR,
+}
+"""What connecting to the destination itself says; anything else, such as no descriptor, is the way's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gear:
+    """What the dials of one policy have in common."""
+
+    resolver: Resolver
+    logins: Logins
+    timeouts: Timeouts
+    abroad: Abroad | None
+
+
+class Way(NamedTuple):
+    """An open way. The socket is non-blocking, and the receiver's to close."""
+
+    sock: socket.socket
+    target: Endpoint
+    """Which of the targets it leads to"""
+    dialed: str
+    """What the socket is connected to: an endpoint, or the path of a unix socket"""
+
+
+class Ways:
+    """The upstreams of a policy, for one dial. `tries` is told everything that is tried."""
+
+    def __init__(
+        self,
+        gear: Gear,
+        upstreams: Mapping[str, Upstream],
+        name_takers: frozenset[str],
+        own: OwnListeners,
+        source: Address | None,
+    ) -> None:
+        """`source`: on whose behalf, so that one client cannot keep the resolver busy alone."""
+        self._gear = gear
+        self._upstreams = upstreams
+        self._name_takers = name_takers
+        self._own = own
+        self._source = source
+        self.tries: list[str] = []
+
+    async def through(self, name: str, targets: Sequence[Endpoint]) -> Way:
+        """A way through the upstream of this name to one of `targets`.
+
+        They are addresses, or one host name if the upstream takes names. Raises DialError.
+        """
+        upstream = self._upstreams[name]
+        open_way = _KINDS.get(upstream.kind)
+        if open_way is None:
+            raise DialError(Failure.ERROR, f"upstream `{name}`: `{upstream.kind}` upstreams are not served")
+        return await open_way(self, upstream, targets)
+
+    async def direct(self, targets: Sequence[Endpoint], upstream: Upstream | None = None) -> Way:
+        """Connected to the first of `targets` that answers, as `upstream` says. Raises DialError."""
+        departure = None if upstream is None else Departure.of(upstream)
+        try:
+            if departure is not None:
+                targets = departure.fitting(targets)
+            targets = self._not_ours(targets, departure)
+            sock, far = await self._connect(targets, upstream, departure)
+        except DialError as error:
+            whose = "" if upstream is None else f"upstream `{upstream.name}`: "
+            blame = _BLAME_OF.get(error.failure, Blame.WAY)
+            raise DialError(error.failure, f"{whose}{error}", blame) from None
+        return Way(sock, far, str(far))
+
+    async def _direct(self, upstream: Upstream, targets: Sequence[Endpoint]) -> Way:
+        return await self.direct(targets, upstream)
+
+    async def _proxy(self, proxy: Upstream, targets: Sequence[Endpoint]) -> Way:
+        """Reaches the proxy anew for each target, until it gets to one of them."""
+        if proxy.kind is UpstreamKind.SOCKS4:
+            targets = [target for target in targets if len(target.host) == 4] or targets
+        for target in targets[:_ADDRESSES_BY_PROXY]:
+            sock, dialed = await self._reach(proxy)
+            try:
+                self.tries.append(f"{proxy.name} to {target}")
+                await proxies.ask(sock, proxy, self._gear.logins.get(proxy.name), target)
+            except DialError as error:
+                sock.close()
+                last = error
+                if error.failure not in _ABOUT_THE_ADDRESS:
+                    break
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return Way(sock, target, dialed)
+        raise last
+
+    async def _reach(self, proxy: Upstream) -> tuple[socket.socket, str]:
+        """A socket at whose other end `proxy` is, and what it is connected to itself."""
+        try:
+            if proxy.via is not None:
+                sock, _, dialed = await self.through(proxy.via, await self._places(proxy, proxy.via))
+                return sock, dialed
+            if proxy.unix_path is not None:
+                self.tries.append(proxy.unix_path)
+                sock = await connect_unix(proxy.unix_path, self._timeouts(proxy).address_s)
+                return sock, proxy.unix_path
+            places: Sequence[Endpoint] = await self._places(proxy)
+            departure = Departure.of(proxy)
+            if departure is not None:
+                places = departure.fitting(places)
+            sock, far = await self._connect(places, proxy, departure)
+        except DialError as error:
+            # Whatever it was that stands between us and the proxy, it keeps this way from working.
+            raise DialError(error.failure, f"upstream `{proxy.name}`: {error}", Blame.WAY) from None
+        return sock, str(far)
+
+    async def _places(self, proxy: Upstream, by: str | None = None) -> list[Endpoint]:
+        """Where `proxy` is, in a form that the upstream `by` can be asked for."""
+        if proxy.endpoint is None:
+            raise DialError(Failure.ERROR, "it has no address to connect to")
+        host, port = proxy.endpoint
+        if isinstance(host, bytes) or by in self._name_takers:
+            return [proxy.endpoint]
+        return [Endpoint(address, port) for address in await self._gear.resolver.resolve(host, self._source)]
+
+    async def _connect(
+        self, targets: Sequence[Endpoint], upstream: Upstream | None, departure: Departure | None
+    ) -> tuple[socket.socket, Endpoint]:
+        timeouts = self._timeouts(upstream)
+        if departure is None:
+            return await connect_tcp(targets, timeouts, self.tries)
+        maker = _Maker(departure, self._gear.abroad)
+        try:
+            return await connect_tcp(targets, timeouts, self.tries, maker)
+        except DialError as error:
+            raise maker.refusal or error from None
+
+    def _timeouts(self, upstream: Upstream | None) -> Timeouts:
+        seconds = None if upstream is None else upstream.connect_timeout_s
+        return self._gear.timeouts if seconds is None else replace(self._gear.timeouts, address_s=seconds)
+
+    def _not_ours(self, targets: Sequence[Endpoint], departure: Departure | None) -> Sequence[Endpoint]:
+        """`targets` without those at which a listener of ours would take the connection in again."""
+        probe = None if departure is None else departure.probe(self._gear.abroad)
+        allowed = []
+        for target in targets:
+            assert isinstance(target.host, bytes)
+            try:
+                own = self._own.leads_back(target.host, target.port, probe)
+            except (OSError, StartError):
+                # It cannot be told; making the socket meets the same reason, and says it.
+                own = None
+            if own is None:
+                allowed.append(target)
+            else:
+                back = f"{target} is our own listener `{own}`"
+        if not allowed:
+            raise DialError(Failure.REFUSED, back)
+        return allowed
+
+
+class _Maker:
+    """Makes sockets for the race, and keeps what kept it from making one: a race tells numbers only."""
+
+    def __init__(self, departure: Departure, abroad: Abroad | None) -> None:
+        self._departure = departure
+        self._abroad = abroad
+        self.refusal: DialError | None = None
+
+    def __call__(self, family: int) -> socket.socket:
+        try:
+            return self._departure.make(family, self._abroad)
+        except DialError as error:
+            self.refusal = error
+            raise OSError(str(error)) from None
+
+
+_Open = Callable[[Ways, Upstream, Sequence[Endpoint]], Awaitable[Way]]
+
+_KINDS: Final[Mapping[UpstreamKind, _Open]] = {
+    UpstreamKind.DIRECT: Ways._direct,
+    UpstreamKind.SOCKS4: Ways._proxy,
+    UpstreamKind.SOCKS5: Ways._proxy,
+}
