@@ -9,7 +9,7 @@ would take in nearly everything that is dialled there.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from socket import SocketType
 from typing import NamedTuple, TypeAlias
@@ -57,6 +57,12 @@ class OwnListeners:
     def __init__(self) -> None:
         # By the namespace, None being our own: the same address elsewhere is somebody else's.
         self._places: dict[bytes | None, dict[int, list[_Own]]] = {}
+
+    @property
+    def ports(self) -> Container[int]:
+        """The ports of our listeners here: a connection to another one needs no closer look."""
+        ports = self._places.get(None, {})
+        return range(1 << 16) if _EVERY_PORT in ports else ports
 
     def add(self, name: str, sock: SocketType, captures: bool = False) -> None:
         """Remember a listener; one on a unix socket is no destination.
