@@ -86,7 +86,7 @@ def test_dev_mark_and_source_choose_the_way(
 def test_a_mark_is_seen_by_ss_and_counted_by_nftables(fork: Fork, serve: Serve) -> None:
     fork.host.nft(
         "table ip seen { counter marked { }\nchain out { type filter hook output priority 0;\n"
-        'tcp dport 80 meta mark 0x51 counter name "marked"; } }'
+        'tcp dport 80 meta mark 0x51 counter name "marked"\n} }'
     )
     serve(
         """\

@@ -382,6 +382,9 @@ class Broken:
         self.asked: list[Asked] = []
         self.cancelled = threading.Event()
 
+    def checks(self, table: object, own: object) -> None:
+        """Nothing to check."""
+
     async def dial(self, judge: object, decision: object, asked: Asked, own: object) -> Dialed:
         self.asked.append(asked)
         if self.answer is not None:

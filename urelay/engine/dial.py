@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from urelay.engine.connect import Timeouts, connect_unix
+from urelay.engine.groups import Bearer
+from urelay.engine.health import Condition
 from urelay.engine.logins import Logins
 from urelay.engine.loops import OwnListeners
 from urelay.engine.resolve import Resolver
@@ -31,6 +34,7 @@ from urelay.policy.model import Outcome, Policy
 from urelay.table.decision import Decision
 
 if TYPE_CHECKING:
+    from urelay.engine.checks import Checks
     from urelay.engine.departure import Abroad
     from urelay.engine.ways import Way, Ways
 
@@ -50,7 +54,8 @@ class Dialed:
 
     sock: socket.socket
     decision: Decision
-    """The final one: made for the address that was dialled"""
+    """The final one: made for the address that was dialled. Where the policy names a group, `upstream`
+    says who was chosen too: `out/corp`"""
     dialed: str
     """What `sock` is connected to: an endpoint, a proxy's endpoint, or the path of a unix socket"""
     tries: tuple[str, ...]
@@ -91,6 +96,14 @@ class Denied(DialError):
         self.decision = decision
 
 
+class _Conditions(dict[str, Condition]):
+    """Conditions that begin when they are asked for."""
+
+    def __missing__(self, name: str) -> Condition:
+        self[name] = condition = Condition(name)
+        return condition
+
+
 class _Goal(NamedTuple):
     """A decision that needs no more addresses, and where it leads."""
 
@@ -99,6 +112,8 @@ class _Goal(NamedTuple):
 
 
 _NO_LISTENERS = OwnListeners()
+_NOBODY = Bearer(None, b"")
+"""On whose behalf a check is made"""
 
 
 class Dialer:
@@ -114,14 +129,30 @@ class Dialer:
         timeouts: Timeouts | None = None,
         *,
         abroad: Abroad | None = None,
+        conditions: Mapping[str, Condition] | None = None,
     ) -> None:
-        """`abroad` makes sockets in other namespaces; a policy whose upstreams say `netns` needs it."""
+        """`abroad` makes sockets in other namespaces; a policy whose upstreams say `netns` needs it.
+
+        `conditions` are those of its upstreams (Health.adopt); without them they begin with this dialer.
+        """
         from urelay.engine.ways import Gear, Ways
 
         self._resolver = resolver
         self._timeouts = timeouts or Timeouts()
-        self._gear = Gear(resolver, logins, self._timeouts, abroad)
+        known = _Conditions() if conditions is None else conditions
+        self._gear = Gear(resolver, logins, self._timeouts, abroad, known)
         self._ways = Ways
+
+    def checks(self, table: Judge, own: OwnListeners = _NO_LISTENERS) -> Checks:
+        """What finds out whether the members of the policy's groups work."""
+        from urelay.engine.checks import Checks
+
+        gear, upstreams, name_takers = self._gear, table.policy.upstreams, table.name_takers
+
+        def new_ways() -> Ways:
+            return self._ways(gear, upstreams, name_takers, own, _NOBODY)
+
+        return Checks(upstreams, gear.conditions, new_ways, self._resolver, self._timeouts.total_s)
 
     async def dial(
         self, table: Judge, decision: Decision, asked: Asked, own: OwnListeners = _NO_LISTENERS
@@ -134,7 +165,8 @@ class Dialer:
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
-        ways = self._ways(self._gear, table.policy.upstreams, table.name_takers, own, asked.source)
+        bearer = Bearer(asked.source, asked.destination.host)
+        ways = self._ways(self._gear, table.policy.upstreams, table.name_takers, own, bearer)
         dial = _Dial(self, table, asked, ways)
         try:
             async with asyncio.timeout(self._timeouts.total_s):
@@ -221,6 +253,8 @@ class _Dial:
     def _arrived(self, goals: list[_Goal], way: Way) -> Dialed:
         """The decision is the one made for the address that was reached."""
         decision = next(goal.decision for goal in goals if goal.target == way.target)
+        if way.members:
+            decision = replace(decision, upstream="/".join((decision.upstream or "", *way.members)))
         return Dialed(way.sock, decision, way.dialed, tuple(self._ways.tries))
 
 

@@ -3,6 +3,7 @@
     kind               leads to                            by
     direct             the destination                     connecting, from where its options say
     socks4, socks5     whatever its proxy connects to      reaching the proxy, then asking it
+    first, spread      whatever a member leads to          the ways of its members, one after the other
 
 A proxy is reached on its unix socket, through another upstream (`via`), or by connecting to it.
 Every function takes the targets that will do, best first, and gives back a Way to one of them.
@@ -13,6 +14,7 @@ a connection that was refused speaks of the destination, a proxy that cannot be 
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +23,13 @@ from typing import Final, NamedTuple
 from urelay.engine import proxies
 from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
 from urelay.engine.departure import Abroad, Departure
+from urelay.engine.groups import Bearer, candidates, nobody_got_through
+from urelay.engine.health import Condition
 from urelay.engine.logins import Logins
 from urelay.engine.loops import OwnListeners
 from urelay.engine.resolve import Resolver
 from urelay.errors import Blame, DialError, Failure, StartError
-from urelay.net.address import Address, Endpoint
+from urelay.net.address import Endpoint
 from urelay.policy.model import Upstream, UpstreamKind
 
 _ADDRESSES_BY_PROXY = 4
@@ -51,6 +55,8 @@ class Gear:
     logins: Logins
     timeouts: Timeouts
     abroad: Abroad | None
+    conditions: Mapping[str, Condition]
+    """How every upstream is doing, by name"""
 
 
 class Way(NamedTuple):
@@ -61,6 +67,8 @@ class Way(NamedTuple):
     """Which of the targets it leads to"""
     dialed: str
     """What the socket is connected to: an endpoint, or the path of a unix socket"""
+    members: tuple[str, ...] = ()
+    """The upstreams that groups chose on the way, outermost first"""
 
 
 class Ways:
@@ -72,14 +80,16 @@ class Ways:
         upstreams: Mapping[str, Upstream],
         name_takers: frozenset[str],
         own: OwnListeners,
-        source: Address | None,
+        bearer: Bearer,
     ) -> None:
-        """`source`: on whose behalf, so that one client cannot keep the resolver busy alone."""
+        """Inside an event loop: the time that the timeouts allow begins now."""
         self._gear = gear
         self._upstreams = upstreams
         self._name_takers = name_takers
         self._own = own
-        self._source = source
+        self._bearer = bearer
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + gear.timeouts.total_s
         self.tries: list[str] = []
 
     async def through(self, name: str, targets: Sequence[Endpoint]) -> Way:
@@ -92,6 +102,10 @@ class Ways:
         if open_way is None:
             raise DialError(Failure.ERROR, f"upstream `{name}`: `{upstream.kind}` upstreams are not served")
         return await open_way(self, upstream, targets)
+
+    def takes_names(self, name: str) -> bool:
+        """Whether the upstream of this name may be given a host name as a target."""
+        return name in self._name_takers
 
     async def direct(self, targets: Sequence[Endpoint], upstream: Upstream | None = None) -> Way:
         """Connected to the first of `targets` that answers, as `upstream` says. Raises DialError."""
@@ -109,6 +123,48 @@ class Ways:
 
     async def _direct(self, upstream: Upstream, targets: Sequence[Endpoint]) -> Way:
         return await self.direct(targets, upstream)
+
+    async def _group(self, group: Upstream, targets: Sequence[Endpoint]) -> Way:
+        """Tries one member after the other, and remembers how each of them did."""
+        loop, conditions = self._loop, self._gear.conditions
+        names = candidates(group, self._bearer, conditions, loop.time())
+        errors: list[DialError] = []
+        silent: list[tuple[Condition, float, DialError]] = []
+        for place, name in enumerate(names):
+            condition, began = conditions[name], loop.time()
+            condition.begin(began)
+            self.tries.append(f"{group.name} by {name}")
+            try:
+                way = await self._in_turn(name, targets, len(names) - place)
+            except DialError as error:
+                if error.blame is Blame.DESTINATION:
+                    condition.worked(loop.time())
+                    _blame(silent, loop.time())
+                    raise
+                errors.append(error)
+                if error.blame is Blame.WAY:
+                    condition.failed(began, loop.time(), error)
+                elif error.blame is Blame.UNCLEAR:
+                    silent.append((condition, began, error))
+            else:
+                condition.worked(loop.time())
+                _blame(silent, loop.time())
+                return way._replace(members=(name, *way.members))
+        raise errors[0] if len(errors) == 1 else nobody_got_through(group, errors)
+
+    async def _in_turn(self, name: str, targets: Sequence[Endpoint], left: int) -> Way:
+        """The way of a member, in its share of the time: `left` members, it included, have the rest."""
+        if left == 1:
+            return await self.through(name, targets)
+        whole, now = self._deadline, self._loop.time()
+        self._deadline = now + (whole - now) / left
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self.through(name, targets)
+        except TimeoutError:
+            raise DialError(Failure.TIMEOUT, f"upstream `{name}`: no answer in time", Blame.UNCLEAR) from None
+        finally:
+            self._deadline = whole
 
     async def _proxy(self, proxy: Upstream, targets: Sequence[Endpoint]) -> Way:
         """Reaches the proxy anew for each target, until it gets to one of them."""
@@ -135,8 +191,8 @@ class Ways:
         """A socket at whose other end `proxy` is, and what it is connected to itself."""
         try:
             if proxy.via is not None:
-                sock, _, dialed = await self.through(proxy.via, await self._places(proxy, proxy.via))
-                return sock, dialed
+                way = await self.through(proxy.via, await self._places(proxy, proxy.via))
+                return way.sock, way.dialed
             if proxy.unix_path is not None:
                 self.tries.append(proxy.unix_path)
                 sock = await connect_unix(proxy.unix_path, self._timeouts(proxy).address_s)
@@ -158,7 +214,10 @@ class Ways:
         host, port = proxy.endpoint
         if isinstance(host, bytes) or by in self._name_takers:
             return [proxy.endpoint]
-        return [Endpoint(address, port) for address in await self._gear.resolver.resolve(host, self._source)]
+        return [
+            Endpoint(address, port)
+            for address in await self._gear.resolver.resolve(host, self._bearer.source)
+        ]
 
     async def _connect(
         self, targets: Sequence[Endpoint], upstream: Upstream | None, departure: Departure | None
@@ -196,6 +255,12 @@ class Ways:
         return allowed
 
 
+def _blame(silent: Sequence[tuple[Condition, float, DialError]], now: float) -> None:
+    """Another member got through, so it was no fault of the destination that these did not answer."""
+    for condition, began, error in silent:
+        condition.failed(began, now, error)
+
+
 class _Maker:
     """Makes sockets for the race, and keeps what kept it from making one: a race tells numbers only."""
 
@@ -218,4 +283,6 @@ _KINDS: Final[Mapping[UpstreamKind, _Open]] = {
     UpstreamKind.DIRECT: Ways._direct,
     UpstreamKind.SOCKS4: Ways._proxy,
     UpstreamKind.SOCKS5: Ways._proxy,
+    UpstreamKind.FIRST: Ways._group,
+    UpstreamKind.SPREAD: Ways._group,
 }

@@ -268,6 +268,14 @@ class Login:
     """As an absolute or working-directory-relative path, resolved against the policy's folder."""
 
 
+@frozen
+class HealthCheck:
+    """`check 1.1.1.1:443 every 10s`: whoever can connect there works."""
+
+    endpoint: Endpoint
+    every_s: float
+
+
 class UpstreamKind(enum.StrEnum):
     """The kinds of upstream the language knows."""
 
@@ -331,6 +339,16 @@ class Upstream:
     def netns(self) -> str | None:
         """The namespace (a name under /run/netns, or a path) they are made in."""
         return self._of("netns", str)
+
+    @property
+    def check(self) -> HealthCheck | None:
+        """How the members of a group show that they work."""
+        return self._of("check", HealthCheck)
+
+    @property
+    def spread_by(self) -> str:
+        """What keeps a connection on its member: `source` by default, `destination`, or `random`: nothing."""
+        return "random" if "random" in self.options else self._of("by", str) or "source"
 
     @property
     def takes_names(self) -> bool:

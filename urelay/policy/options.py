@@ -39,7 +39,7 @@ class ValueKind(enum.Enum):
     SOCKET = "a quoted path of a unix socket; str"
     LOGIN = "`env NAME` or `file PATH`; model.Login"
     UPSTREAM = "the name of an upstream; str"
-    CHECK = "`ENDPOINT every DURATION`; values.HealthCheck"
+    CHECK = "`ENDPOINT every DURATION`; model.HealthCheck"
     LIMIT = "`N per source`; int"
     TABLE = "`TABLE` or `TABLE from PREFIX`; model.TableChoice, kept in Listener.tables"
     SENDERS = "`from` addresses; tuple[Prefix, ...]"
@@ -127,16 +127,16 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _UP, "check", _V.CHECK, "check 1.1.1.1:443 every 10s",
-        "how a member shows that it works: it connects to this endpoint this often",
-        kinds=_GROUPS, served=False,
+        "how a member shows that it works: it connects to this endpoint, this often when nobody else used it",
+        kinds=_GROUPS,
     ),
     Option(
         _UP, "by", _V.CHOICE, "by source", "what keeps a client on the same member",
-        kinds=frozenset({"spread"}), choices=("source", "destination", "random"), served=False,
+        kinds=frozenset({"spread"}), choices=("source", "destination", "random"),
     ),
     Option(
         _UP, "random", _V.FLAG, "random", "any member for any connection: the same as `by random`",
-        kinds=frozenset({"spread"}), served=False,
+        kinds=frozenset({"spread"}),
     ),
     # --- listeners
     Option(_IN, "netns", _V.NAMESPACE, "netns lan", "the network namespace to listen in"),

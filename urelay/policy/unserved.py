@@ -17,7 +17,7 @@ from urelay.policy.options import Owner, options_of
 
 LISTENER_KINDS = frozenset({ListenerKind.REDIRECT, ListenerKind.HTTP, ListenerKind.MIXED})
 PLACES = frozenset({PlaceKind.SYSTEMD, PlaceKind.UNIX, PlaceKind.SOCKETBOX})
-UPSTREAM_KINDS = frozenset({UpstreamKind.HTTP, UpstreamKind.FIRST, UpstreamKind.SPREAD})
+UPSTREAM_KINDS = frozenset({UpstreamKind.HTTP})
 
 
 def find(policy: Policy) -> list[Diagnostic]:

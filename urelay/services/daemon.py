@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from urelay.engine.dial import Dialer
+from urelay.engine.health import Health
 from urelay.engine.limits import Limits
 from urelay.engine.relay import Relay
 from urelay.engine.resolve import Resolver
@@ -113,6 +114,7 @@ class Daemon:
         self._access_log: AccessLog | None = None
         self._opened: dict[str, Opened] = {}
         self._visitor = Visitor()
+        self._health = Health()
 
     async def run(self, generation: Generation, opened: Sequence[Opened], access_sink: Sink | None) -> None:
         """Relay until a signal says stop, then until the last connection ended or patience did."""
@@ -145,7 +147,8 @@ class Daemon:
     # --- start
 
     def _dialer(self, generation: Generation) -> Dialer:
-        return Dialer(self._resolver, generation.logins, abroad=self._visitor)
+        conditions = self._health.adopt(generation.policy.upstreams)
+        return Dialer(self._resolver, generation.logins, abroad=self._visitor, conditions=conditions)
 
     def _limits(self) -> Limits:
         limits = Limits.for_this_process()
