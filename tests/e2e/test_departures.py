@@ -85,8 +85,14 @@ def test_dev_mark_and_source_choose_the_way(
 @pytest.mark.peer("ss")
 def test_a_mark_is_seen_by_ss_and_counted_by_nftables(fork: Fork, serve: Serve) -> None:
     fork.host.nft(
-        "table ip seen { counter marked { }\nchain out { type filter hook output priority 0;\n"
-        'tcp dport 80 meta mark 0x51 counter name "marked"\n} }'
+        """table ip seen {
+            counter marked { }
+            chain out {
+                type filter hook output priority 0;
+                tcp dport 80 meta mark 0x51 counter name "marked"
+            }
+        }
+        """
     )
     serve(
         """\

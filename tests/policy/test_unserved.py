@@ -44,7 +44,6 @@ def refused(folder: Path, text: str) -> list[tuple[int, str]]:
         ("dns x = 127.0.0.1:53 { forward 9.9.9.9:53 }", "`dns`"),
         ("upstream x = http 192.0.2.1:80", "`http` upstreams"),
         ("upstream x = direct { send-proxy v1 }", "the upstream option `send-proxy`"),
-        ("upstream x = socks5 192.0.2.1:1 { tls }", "the upstream option `tls`"),
         ("match any -> via http 192.0.2.1:80", "`via http`"),
         ("match any -> direct with limit 1 per source", "the route option `limit`"),
         ("table t { match any -> direct with limit 1 per source }", "the route option `limit`"),
@@ -70,6 +69,8 @@ def test_what_is_served_is_not_refused(tmp_path: Path) -> None:
     upstream b = socks4 { unix "/run/x", login file "x" }
     upstream g = direct { source 192.0.2.1, dev wg0, mark 1, netns blue }
     upstream h = socks5 192.0.2.1:1 { source 192.0.2.1, dev wg0, mark 1, netns blue }
+    upstream l = direct { tls, server-name example.com, ca "ca.pem" }
+    upstream m = socks5 192.0.2.1:1 { tls, insecure }
     upstream i = first g, h { check 192.0.2.1:80 every 10s }
     upstream j = spread g, i { by destination, check 192.0.2.1:80 every 10s }
     upstream k = spread g, i { random }

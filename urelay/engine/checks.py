@@ -65,7 +65,8 @@ class Checks:
         try:
             async with asyncio.timeout(self._patience_s):
                 targets = await self._targets(check.endpoint, member)
-                way = await self._new_ways().through(member, targets)
+                called = check.endpoint.host if isinstance(check.endpoint.host, str) else None
+                way = await self._new_ways().through(member, targets, called)
             way.sock.close()
         except (DialError, TimeoutError) as error:
             why = str(error) or f"no answer in {self._patience_s:g} s"

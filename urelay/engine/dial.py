@@ -36,7 +36,7 @@ from urelay.table.decision import Decision
 if TYPE_CHECKING:
     from urelay.engine.checks import Checks
     from urelay.engine.departure import Abroad
-    from urelay.engine.ways import Way, Ways
+    from urelay.engine.ways import Secures, Way, Ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,8 @@ class _Goal(NamedTuple):
 
     decision: Decision
     target: Endpoint
+    called: str | None
+    """The name it was resolved from"""
 
 
 _NO_LISTENERS = OwnListeners()
@@ -130,17 +132,19 @@ class Dialer:
         *,
         abroad: Abroad | None = None,
         conditions: Mapping[str, Condition] | None = None,
+        tls: Mapping[str, Secures] | None = None,
     ) -> None:
         """`abroad` makes sockets in other namespaces; a policy whose upstreams say `netns` needs it.
 
         `conditions` are those of its upstreams (Health.adopt); without them they begin with this dialer.
+        `tls` is for those of them that speak it (urelay.engine.tls.read_trust).
         """
         from urelay.engine.ways import Gear, Ways
 
         self._resolver = resolver
         self._timeouts = timeouts or Timeouts()
         known = _Conditions() if conditions is None else conditions
-        self._gear = Gear(resolver, logins, self._timeouts, abroad, known)
+        self._gear = Gear(resolver, logins, self._timeouts, abroad, known, tls or {})
         self._ways = Ways
 
     def checks(self, table: Judge, own: OwnListeners = _NO_LISTENERS) -> Checks:
@@ -204,7 +208,8 @@ class _Dial:
             case Outcome.DIRECT:
                 return self._arrived(goals, await self._ways.direct(targets))
             case Outcome.VIA:
-                return self._arrived(goals, await self._ways.through(first.upstream or "", targets))
+                way = await self._ways.through(first.upstream or "", targets, goals[0].called)
+                return self._arrived(goals, way)
             case Outcome.UNIX:
                 return await self._unix(goals[0])
             case _:
@@ -214,7 +219,7 @@ class _Dial:
         """Where to go: at least one, and all the same way."""
         target = decision.destination or self._asked.destination
         if not decision.needs_address:
-            return [_Goal(decision, target)]
+            return [_Goal(decision, target, None)]
         if isinstance(target.host, bytes):
             raise DialError(Failure.ERROR, f"{target} is an address and was to be resolved")
         addresses = await self._resolver.resolve(target.host, self._asked.source)
@@ -230,7 +235,8 @@ class _Dial:
         name, port = self._asked.destination
         final = self._table.settle(decision, name, address, port, self._asked.source, self._asked.listener)
         goal = final.destination or Endpoint(address, target.port)
-        return _Goal(replace(final, destination=goal), goal)
+        called = target.host if isinstance(target.host, str) else None
+        return _Goal(replace(final, destination=goal), goal, called)
 
     async def _unix(self, goal: _Goal) -> Dialed:
         host = goal.target.host

@@ -6,7 +6,9 @@
     first, spread      whatever a member leads to          the ways of its members, one after the other
 
 A proxy is reached on its unix socket, through another upstream (`via`), or by connecting to it.
-Every function takes the targets that will do, best first, and gives back a Way to one of them.
+Every function takes the targets that will do, best first, and gives back a Way to one of them. `called`
+is the host name they are the addresses of, for whoever must know whom to expect there: `tls` is
+spoken to the proxy as soon as it is reached, or to the destination.
 
 Whose failure it was is said where it happens (DialError.blame), because only there it is known:
 a connection that was refused speaks of the destination, a proxy that cannot be reached of the way.
@@ -18,7 +20,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from urelay.engine import proxies
 from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
@@ -29,7 +31,7 @@ from urelay.engine.logins import Logins
 from urelay.engine.loops import OwnListeners
 from urelay.engine.resolve import Resolver
 from urelay.errors import Blame, DialError, Failure, StartError
-from urelay.net.address import Endpoint
+from urelay.net.address import Endpoint, host_text
 from urelay.policy.model import Upstream, UpstreamKind
 
 _ADDRESSES_BY_PROXY = 4
@@ -47,6 +49,13 @@ _BLAME_OF = {
 """What connecting to the destination itself says; anything else, such as no descriptor, is the way's."""
 
 
+class Secures(Protocol):
+    """Who speaks TLS: urelay.engine.tls.Tls is one, and is imported only where a policy needs it."""
+
+    async def start(self, sock: socket.socket, name: str, timeout_s: float) -> socket.socket:
+        """A socket that leads through TLS over `sock` to `name`. Raises DialError."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gear:
     """What the dials of one policy have in common."""
@@ -57,6 +66,8 @@ class Gear:
     abroad: Abroad | None
     conditions: Mapping[str, Condition]
     """How every upstream is doing, by name"""
+    tls: Mapping[str, Secures]
+    """How those speak TLS that do, by name"""
 
 
 class Way(NamedTuple):
@@ -92,7 +103,7 @@ class Ways:
         self._deadline = self._loop.time() + gear.timeouts.total_s
         self.tries: list[str] = []
 
-    async def through(self, name: str, targets: Sequence[Endpoint]) -> Way:
+    async def through(self, name: str, targets: Sequence[Endpoint], called: str | None = None) -> Way:
         """A way through the upstream of this name to one of `targets`.
 
         They are addresses, or one host name if the upstream takes names. Raises DialError.
@@ -101,13 +112,15 @@ class Ways:
         open_way = _KINDS.get(upstream.kind)
         if open_way is None:
             raise DialError(Failure.ERROR, f"upstream `{name}`: `{upstream.kind}` upstreams are not served")
-        return await open_way(self, upstream, targets)
+        return await open_way(self, upstream, targets, called)
 
     def takes_names(self, name: str) -> bool:
         """Whether the upstream of this name may be given a host name as a target."""
         return name in self._name_takers
 
-    async def direct(self, targets: Sequence[Endpoint], upstream: Upstream | None = None) -> Way:
+    async def direct(
+        self, targets: Sequence[Endpoint], upstream: Upstream | None = None, called: str | None = None
+    ) -> Way:
         """Connected to the first of `targets` that answers, as `upstream` says. Raises DialError."""
         departure = None if upstream is None else Departure.of(upstream)
         try:
@@ -119,12 +132,27 @@ class Ways:
             whose = "" if upstream is None else f"upstream `{upstream.name}`: "
             blame = _BLAME_OF.get(error.failure, Blame.WAY)
             raise DialError(error.failure, f"{whose}{error}", blame) from None
+        if upstream is not None and upstream.tls:
+            try:
+                sock = await self._secured(sock, upstream, called or host_text(far.host))
+            except DialError as error:
+                # It was reached; that it does not show who it is, is its own affair.
+                blame = Blame.UNCLEAR if error.failure is Failure.TIMEOUT else Blame.DESTINATION
+                raise DialError(error.failure, f"upstream `{upstream.name}`: {far}: {error}", blame) from None
         return Way(sock, far, str(far))
 
-    async def _direct(self, upstream: Upstream, targets: Sequence[Endpoint]) -> Way:
-        return await self.direct(targets, upstream)
+    async def _direct(self, upstream: Upstream, targets: Sequence[Endpoint], called: str | None) -> Way:
+        return await self.direct(targets, upstream, called)
 
-    async def _group(self, group: Upstream, targets: Sequence[Endpoint]) -> Way:
+    async def _secured(self, sock: socket.socket, upstream: Upstream, name: str) -> socket.socket:
+        """TLS over `sock`, which is closed when that fails."""
+        try:
+            return await self._gear.tls[upstream.name].start(sock, name, self._timeouts(upstream).address_s)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _group(self, group: Upstream, targets: Sequence[Endpoint], called: str | None) -> Way:
         """Tries one member after the other, and remembers how each of them did."""
         loop, conditions = self._loop, self._gear.conditions
         names = candidates(group, self._bearer, conditions, loop.time())
@@ -135,7 +163,7 @@ class Ways:
             condition.begin(began)
             self.tries.append(f"{group.name} by {name}")
             try:
-                way = await self._in_turn(name, targets, len(names) - place)
+                way = await self._in_turn(name, targets, called, len(names) - place)
             except DialError as error:
                 if error.blame is Blame.DESTINATION:
                     condition.worked(loop.time())
@@ -152,21 +180,21 @@ class Ways:
                 return way._replace(members=(name, *way.members))
         raise errors[0] if len(errors) == 1 else nobody_got_through(group, errors)
 
-    async def _in_turn(self, name: str, targets: Sequence[Endpoint], left: int) -> Way:
+    async def _in_turn(self, name: str, targets: Sequence[Endpoint], called: str | None, left: int) -> Way:
         """The way of a member, in its share of the time: `left` members, it included, have the rest."""
         if left == 1:
-            return await self.through(name, targets)
+            return await self.through(name, targets, called)
         whole, now = self._deadline, self._loop.time()
         self._deadline = now + (whole - now) / left
         try:
             async with asyncio.timeout_at(self._deadline):
-                return await self.through(name, targets)
+                return await self.through(name, targets, called)
         except TimeoutError:
             raise DialError(Failure.TIMEOUT, f"upstream `{name}`: no answer in time", Blame.UNCLEAR) from None
         finally:
             self._deadline = whole
 
-    async def _proxy(self, proxy: Upstream, targets: Sequence[Endpoint]) -> Way:
+    async def _proxy(self, proxy: Upstream, targets: Sequence[Endpoint], called: str | None) -> Way:
         """Reaches the proxy anew for each target, until it gets to one of them."""
         if proxy.kind is UpstreamKind.SOCKS4:
             targets = [target for target in targets if len(target.host) == 4] or targets
@@ -190,21 +218,31 @@ class Ways:
     async def _reach(self, proxy: Upstream) -> tuple[socket.socket, str]:
         """A socket at whose other end `proxy` is, and what it is connected to itself."""
         try:
-            if proxy.via is not None:
-                way = await self.through(proxy.via, await self._places(proxy, proxy.via))
-                return way.sock, way.dialed
-            if proxy.unix_path is not None:
-                self.tries.append(proxy.unix_path)
-                sock = await connect_unix(proxy.unix_path, self._timeouts(proxy).address_s)
-                return sock, proxy.unix_path
-            places: Sequence[Endpoint] = await self._places(proxy)
-            departure = Departure.of(proxy)
-            if departure is not None:
-                places = departure.fitting(places)
-            sock, far = await self._connect(places, proxy, departure)
+            sock, dialed = await self._reach_plainly(proxy)
+            if proxy.tls:
+                # On a unix socket there is no name but the one its options give.
+                name = host_text(proxy.endpoint.host) if proxy.endpoint is not None else ""
+                sock = await self._secured(sock, proxy, name)
         except DialError as error:
             # Whatever it was that stands between us and the proxy, it keeps this way from working.
             raise DialError(error.failure, f"upstream `{proxy.name}`: {error}", Blame.WAY) from None
+        return sock, dialed
+
+    async def _reach_plainly(self, proxy: Upstream) -> tuple[socket.socket, str]:
+        if proxy.via is not None:
+            host = None if proxy.endpoint is None else proxy.endpoint.host
+            called = host if isinstance(host, str) else None
+            way = await self.through(proxy.via, await self._places(proxy, proxy.via), called)
+            return way.sock, way.dialed
+        if proxy.unix_path is not None:
+            self.tries.append(proxy.unix_path)
+            sock = await connect_unix(proxy.unix_path, self._timeouts(proxy).address_s)
+            return sock, proxy.unix_path
+        places: Sequence[Endpoint] = await self._places(proxy)
+        departure = Departure.of(proxy)
+        if departure is not None:
+            places = departure.fitting(places)
+        sock, far = await self._connect(places, proxy, departure)
         return sock, str(far)
 
     async def _places(self, proxy: Upstream, by: str | None = None) -> list[Endpoint]:
@@ -277,7 +315,7 @@ class _Maker:
             raise OSError(str(error)) from None
 
 
-_Open = Callable[[Ways, Upstream, Sequence[Endpoint]], Awaitable[Way]]
+_Open = Callable[[Ways, Upstream, Sequence[Endpoint], str | None], Awaitable[Way]]
 
 _KINDS: Final[Mapping[UpstreamKind, _Open]] = {
     UpstreamKind.DIRECT: Ways._direct,

@@ -341,6 +341,26 @@ class Upstream:
         return self._of("netns", str)
 
     @property
+    def tls(self) -> bool:
+        """Whether TLS is spoken: to the proxy, or to the destination of a direct upstream."""
+        return "tls" in self.options
+
+    @property
+    def server_name(self) -> str | None:
+        """The name the certificate must hold, if not the one it is reached by."""
+        return self._of("server-name", str)
+
+    @property
+    def ca_file(self) -> str | None:
+        """The file of certificates to trust, instead of the system's."""
+        return self._of("ca", str)
+
+    @property
+    def insecure(self) -> bool:
+        """Whether any certificate will do."""
+        return "insecure" in self.options
+
+    @property
     def check(self) -> HealthCheck | None:
         """How the members of a group show that they work."""
         return self._of("check", HealthCheck)

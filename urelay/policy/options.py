@@ -112,19 +112,18 @@ OPTIONS: tuple[Option, ...] = (
         _UP, "unix", _V.SOCKET, 'unix "/run/proxy.sock"', "the proxy listens on this unix socket",
         kinds=_PROXIES,
     ),
-    Option(_UP, "tls", _V.FLAG, "tls", "speak TLS to the proxy", kinds=_PROXIES, served=False),
+    Option(
+        _UP, "tls", _V.FLAG, "tls", "speak TLS: to the proxy, or to the destination of a direct upstream",
+        kinds=_DIALS,
+    ),
     Option(
         _UP, "server-name", _V.HOST_NAME, "server-name proxy.example.com",
-        "the name the proxy's certificate must hold, if not the one it is reached by",
-        kinds=_PROXIES, served=False,
+        "the name the certificate must hold, if not the one it is reached by", kinds=_DIALS,
     ),
     Option(
-        _UP, "ca", _V.FILE, 'ca "ca.pem"', "the certificates to trust instead of the system's",
-        kinds=_PROXIES, served=False,
+        _UP, "ca", _V.FILE, 'ca "ca.pem"', "the certificates to trust instead of the system's", kinds=_DIALS,
     ),
-    Option(
-        _UP, "insecure", _V.FLAG, "insecure", "accept any certificate", kinds=_PROXIES, served=False
-    ),
+    Option(_UP, "insecure", _V.FLAG, "insecure", "accept any certificate", kinds=_DIALS),
     Option(
         _UP, "check", _V.CHECK, "check 1.1.1.1:443 every 10s",
         "how a member shows that it works: it connects to this endpoint, this often when nobody else used it",
@@ -206,6 +205,7 @@ CLASHES: tuple[tuple[str, str, str], ...] = (
     *(("via", name, "it is the other upstream that connects") for name in ("source", "dev", "mark", "netns")),
     *(("unix", name, "a unix socket has none") for name in ("source", "dev", "mark", "netns")),
     ("by", "random", "both say how members are chosen"),
+    ("ca", "insecure", "any certificate is accepted"),
 )
 """Upstream options that cannot stand together, and why."""
 

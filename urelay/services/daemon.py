@@ -148,7 +148,13 @@ class Daemon:
 
     def _dialer(self, generation: Generation) -> Dialer:
         conditions = self._health.adopt(generation.policy.upstreams)
-        return Dialer(self._resolver, generation.logins, abroad=self._visitor, conditions=conditions)
+        return Dialer(
+            self._resolver,
+            generation.logins,
+            abroad=self._visitor,
+            conditions=conditions,
+            tls=generation.tls,
+        )
 
     def _limits(self) -> Limits:
         limits = Limits.for_this_process()
