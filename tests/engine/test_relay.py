@@ -31,7 +31,6 @@ from tests.engine.rig import (
 from urelay.engine.connect import Timeouts
 from urelay.engine.connection import Connection
 from urelay.engine.dial import Asked, Denied, Dialed, Dialer
-from urelay.engine.flow import Flow
 from urelay.engine.limits import Limits
 from urelay.engine.pump import Direction
 from urelay.engine.record import End, Record
@@ -639,7 +638,7 @@ def test_a_finished_connection_waits_for_no_garbage_collector(world: Callable[..
         here.thread.call(lambda: None)
         left = gc.get_objects()
         assert not [each for each in left if isinstance(each, Connection) and each.relay is here.relay]
-        assert not [each for each in left if isinstance(each, Flow | Direction)]
+        assert not [each for each in left if isinstance(each, Direction)]
     finally:
         gc.enable()
 

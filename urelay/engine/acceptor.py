@@ -22,7 +22,7 @@ from socket import SocketType
 from typing import TYPE_CHECKING, Protocol
 
 from urelay.engine.ends import own_end
-from urelay.engine.session import SESSIONS, Session
+from urelay.engine.session import SESSIONS
 from urelay.policy.model import ListenerKind
 
 if TYPE_CHECKING:
@@ -84,10 +84,11 @@ class Acceptor:
         """
         self.name = listener.name
         self.session = SESSIONS.get(listener.kind)
-        """Makes the session of a client that is asked where it wants to go; None: it is not asked"""
+        """Makes the session of a client that is asked where it wants to go; None: clients are not asked"""
         self.to = listener.to
         """Where all clients want to go that are not asked; None: the socket tells"""
         self.reads_destination = READS_DESTINATION.get(listener.kind, own_end)
+        """Reads it off a client's socket otherwise; None if that knows none. Raises OSError"""
         self.sock = sock
         self.users = users
         self.idle_s = idle_s
@@ -100,14 +101,6 @@ class Acceptor:
         if self.family != socket.AF_UNIX:
             # Inherited by every client, so none of them costs a system call for it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def new_session(self) -> Session | None:
-        """A session for a client that is asked where it wants to go; None: it is not asked."""
-        return None if self.session is None else self.session(self.users)
-
-    def destination(self, client: SocketType) -> Endpoint | None:
-        """Where a client that is not asked wants to go; None if its socket knows none. Raises OSError."""
-        return self.to or self.reads_destination(client)
 
     def resume(self) -> None:
         """Accept from now on."""
