@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import peers
+from tests.e2e import peers, programs
 from tests.e2e.conftest import Serve
 from tests.e2e.relay import ROOT, serve_command
-from tests.e2e.rig import Namespace, Network
+from tests.e2e.rig import Namespace, Network, Program
 
 pytestmark = pytest.mark.netns
 
@@ -224,3 +224,39 @@ def test_what_is_missing_at_start_is_told_and_nothing_is_served(net: Network, tm
     assert "`b`: mark 0x51 may not be set without CAP_NET_ADMIN" in done.stderr
     # An interface may come later.
     assert "`c`" not in done.stderr
+
+
+@pytest.mark.peer("haproxy")
+def test_the_familys_recipe_with_haproxy_does_the_same(
+    net: Network, stack: ExitStack, serve: Serve, tmp_path: Path
+) -> None:
+    """A socket that listens in one namespace, given to HAProxy in another, where it dials; and us alone."""
+    host, lab = net.namespace("host"), net.namespace("lab")
+    inside = stack.enter_context(peers.Server(lab.listen("127.0.0.1", 80), peers.web("lab")))
+    listener = stack.enter_context(host.listen("127.0.0.1"))
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n"
+        "listen web\n bind fd@${CTRTOOL_NS_OPEN_FILE_FD_0}\n server lab 127.0.0.1:80\n"
+    )
+    number = listener.fileno()
+    recipe = Program(
+        [programs.find("haproxy") or "haproxy", "-db", "-f", str(config)],
+        lab,
+        env={"CTRTOOL_NS_OPEN_FILE_FD_0": str(number)},
+        pass_fds=[number],
+    )
+    stack.callback(recipe.stop)
+    serve(
+        f"""\
+        upstream lab = direct {{ netns {lab.name} }}
+        listen web = forward 127.0.0.1:8080 to 127.0.0.1:80
+        match 127.0.0.1 port 80 on web -> via lab
+        """,
+        host,
+    )
+    for port in (listener.getsockname()[1], 8080):
+        with host.connect("127.0.0.1", port) as sock:
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert peers.drain(sock).endswith(b"\r\n\r\nlab")
+    assert inside.accepted == 2
