@@ -110,6 +110,7 @@ class Rig:
         self,
         *,
         early: bytes = b"",
+        early_down: bytes = b"",
         idle_s: float = 0,
         small: int = 0,
         server_pair: tuple[socket.socket, socket.socket] | None = None,
@@ -123,7 +124,7 @@ class Rig:
         self.runs.append(run)
 
         def start() -> None:
-            OneFlow(run.ended).open(self.pump, inner, outer, idle_s, early_up=early)
+            OneFlow(run.ended).open(self.pump, inner, outer, idle_s, early_up=early, early_down=early_down)
 
         self.thread.call(start)
         return run

@@ -739,8 +739,8 @@ def test_a_log_that_fails_harms_no_connection(
 
 def test_listeners_of_kinds_that_are_not_served_are_refused(world: Callable[..., World]) -> None:
     here = world()
-    with pytest.raises(ValueError, match="`http` listeners are not served"):
-        here.listen(ListenerKind.HTTP)
+    with pytest.raises(ValueError, match="`redirect` listeners are not served"):
+        here.listen(ListenerKind.REDIRECT)
 
 
 def test_denied_is_a_dial_error() -> None:

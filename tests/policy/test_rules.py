@@ -38,7 +38,7 @@ def test_its_expectations_are_proved_and_every_warning_is_answered(path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["quickstart", "tunnel", "clat", "plat", "encrypt", "failover", "port-forward"]
+    "name", ["quickstart", "proxy", "tunnel", "clat", "plat", "encrypt", "failover", "port-forward"]
 )
 def test_it_can_be_served_and_proves_something(name: str) -> None:
     policy = check_file(str(RULES / f"{name}.urr")).policy

@@ -347,7 +347,7 @@ class Connection(Flow):
             dialed.sock.close()
             return
         self._dialed = dialed.dialed
-        self._hand_over(dialed.sock, None)
+        self._hand_over(dialed.sock, None, dialed.early_down)
 
     def _fail(self, failure: Failure, error: str) -> None:
         """There is no way out, and the client is told in its own terms."""
@@ -364,8 +364,8 @@ class Connection(Flow):
 
     # --- the flow
 
-    def _hand_over(self, upstream: SocketType, told: int | None) -> None:
-        """Give both sockets to the pump. `told`: see `_connected`."""
+    def _hand_over(self, upstream: SocketType, told: int | None, early_down: bytes = b"") -> None:
+        """Give both sockets to the pump. `told`: see `_connected`; `early_down`: see Dialed."""
         relay = self.relay
         handshake = self.handshake
         early, client_told = b"", None
@@ -390,7 +390,7 @@ class Connection(Flow):
         idle_s = self.decision.settings.idle_timeout_s
         if idle_s is None:
             idle_s = self.acceptor.idle_s
-        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early)
+        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early, early_down)
 
     # --- the end
 

@@ -60,6 +60,8 @@ class Dialed:
     """What `sock` is connected to: an endpoint, a proxy's endpoint, or the path of a unix socket"""
     tries: tuple[str, ...]
     """Everything that was tried, in order: endpoints, and what proxies were asked for"""
+    early_down: bytes = b""
+    """What was read behind a proxy's answer: it reaches the client before all that `sock` still holds"""
 
 
 class Judge(Protocol):
@@ -261,7 +263,7 @@ class _Dial:
         decision = next(goal.decision for goal in goals if goal.target == way.target)
         if way.members:
             decision = replace(decision, upstream="/".join((decision.upstream or "", *way.members)))
-        return Dialed(way.sock, decision, way.dialed, tuple(self._ways.tries))
+        return Dialed(way.sock, decision, way.dialed, tuple(self._ways.tries), way.early)
 
 
 def _way(decision: Decision) -> tuple[Outcome, str | None, str | None]:

@@ -31,13 +31,17 @@ class Tls:
     context: ssl.SSLContext
     server_name: str | None = None
 
-    async def start(self, sock: socket.socket, name: str, timeout_s: float) -> socket.socket:
+    async def start(
+        self, sock: socket.socket, name: str, timeout_s: float, early: bytes = b""
+    ) -> socket.socket:
         """A socket that leads through TLS over `sock` to the server, which has shown to be `name`.
 
-        An empty name is for servers that have none and need not show who they are. Raises DialError.
+        An empty name is for servers that have none and need not show who they are; `early` was read of
+        `sock` already. Raises DialError.
         `sock` belongs to the new socket then, and stays the caller's when this raises.
         """
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        incoming.write(early)
         try:
             tls = self.context.wrap_bio(incoming, outgoing, server_hostname=self.server_name or name or None)
             async with asyncio.timeout(timeout_s):

@@ -2,7 +2,7 @@
 
     kind               leads to                            by
     direct             the destination                     connecting, from where its options say
-    socks4, socks5     whatever its proxy connects to      reaching the proxy, then asking it
+    socks4/5, http     whatever its proxy connects to      reaching the proxy, then asking it
     first, spread      whatever a member leads to          the ways of its members, one after the other
 
 A proxy is reached on its unix socket, through another upstream (`via`), or by connecting to it.
@@ -52,8 +52,10 @@ _BLAME_OF = {
 class Secures(Protocol):
     """Who speaks TLS: urelay.engine.tls.Tls is one, and is imported only where a policy needs it."""
 
-    async def start(self, sock: socket.socket, name: str, timeout_s: float) -> socket.socket:
-        """A socket that leads through TLS over `sock` to `name`. Raises DialError."""
+    async def start(
+        self, sock: socket.socket, name: str, timeout_s: float, early: bytes = b""
+    ) -> socket.socket:
+        """A socket that leads through TLS over `sock` to `name`; `early` was read. Raises DialError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Way(NamedTuple):
     """Which of the targets it leads to"""
     dialed: str
     """What the socket is connected to: an endpoint, or the path of a unix socket"""
+    early: bytes = b""
+    """What was read of it already, behind a proxy's answer"""
     members: tuple[str, ...] = ()
     """The upstreams that groups chose on the way, outermost first"""
 
@@ -109,10 +113,7 @@ class Ways:
         They are addresses, or one host name if the upstream takes names. Raises DialError.
         """
         upstream = self._upstreams[name]
-        open_way = _KINDS.get(upstream.kind)
-        if open_way is None:
-            raise DialError(Failure.ERROR, f"upstream `{name}`: `{upstream.kind}` upstreams are not served")
-        return await open_way(self, upstream, targets, called)
+        return await _KINDS[upstream.kind](self, upstream, targets, called)
 
     def takes_names(self, name: str) -> bool:
         """Whether the upstream of this name may be given a host name as a target."""
@@ -144,10 +145,13 @@ class Ways:
     async def _direct(self, upstream: Upstream, targets: Sequence[Endpoint], called: str | None) -> Way:
         return await self.direct(targets, upstream, called)
 
-    async def _secured(self, sock: socket.socket, upstream: Upstream, name: str) -> socket.socket:
+    async def _secured(
+        self, sock: socket.socket, upstream: Upstream, name: str, early: bytes = b""
+    ) -> socket.socket:
         """TLS over `sock`, which is closed when that fails."""
+        timeout_s = self._timeouts(upstream).address_s
         try:
-            return await self._gear.tls[upstream.name].start(sock, name, self._timeouts(upstream).address_s)
+            return await self._gear.tls[upstream.name].start(sock, name, timeout_s, early)
         except BaseException:
             sock.close()
             raise
@@ -199,10 +203,10 @@ class Ways:
         if proxy.kind is UpstreamKind.SOCKS4:
             targets = [target for target in targets if len(target.host) == 4] or targets
         for target in targets[:_ADDRESSES_BY_PROXY]:
-            sock, dialed = await self._reach(proxy)
+            sock, dialed, early = await self._reach(proxy)
             try:
                 self.tries.append(f"{proxy.name} to {target}")
-                await proxies.ask(sock, proxy, self._gear.logins.get(proxy.name), target)
+                early = await proxies.ask(sock, proxy, self._gear.logins.get(proxy.name), target, early)
             except DialError as error:
                 sock.close()
                 last = error
@@ -212,38 +216,38 @@ class Ways:
                 sock.close()
                 raise
             else:
-                return Way(sock, target, dialed)
+                return Way(sock, target, dialed, early)
         raise last
 
-    async def _reach(self, proxy: Upstream) -> tuple[socket.socket, str]:
-        """A socket at whose other end `proxy` is, and what it is connected to itself."""
+    async def _reach(self, proxy: Upstream) -> tuple[socket.socket, str, bytes]:
+        """A socket at whose other end `proxy` is, what it is connected to itself, and what was read of it."""
         try:
-            sock, dialed = await self._reach_plainly(proxy)
+            sock, dialed, early = await self._reach_plainly(proxy)
             if proxy.tls:
                 # On a unix socket there is no name but the one its options give.
                 name = host_text(proxy.endpoint.host) if proxy.endpoint is not None else ""
-                sock = await self._secured(sock, proxy, name)
+                sock, early = await self._secured(sock, proxy, name, early), b""
         except DialError as error:
             # Whatever it was that stands between us and the proxy, it keeps this way from working.
             raise DialError(error.failure, f"upstream `{proxy.name}`: {error}", Blame.WAY) from None
-        return sock, dialed
+        return sock, dialed, early
 
-    async def _reach_plainly(self, proxy: Upstream) -> tuple[socket.socket, str]:
+    async def _reach_plainly(self, proxy: Upstream) -> tuple[socket.socket, str, bytes]:
         if proxy.via is not None:
             host = None if proxy.endpoint is None else proxy.endpoint.host
             called = host if isinstance(host, str) else None
             way = await self.through(proxy.via, await self._places(proxy, proxy.via), called)
-            return way.sock, way.dialed
+            return way.sock, way.dialed, way.early
         if proxy.unix_path is not None:
             self.tries.append(proxy.unix_path)
             sock = await connect_unix(proxy.unix_path, self._timeouts(proxy).address_s)
-            return sock, proxy.unix_path
+            return sock, proxy.unix_path, b""
         places: Sequence[Endpoint] = await self._places(proxy)
         departure = Departure.of(proxy)
         if departure is not None:
             places = departure.fitting(places)
         sock, far = await self._connect(places, proxy, departure)
-        return sock, str(far)
+        return sock, str(far), b""
 
     async def _places(self, proxy: Upstream, by: str | None = None) -> list[Endpoint]:
         """Where `proxy` is, in a form that the upstream `by` can be asked for."""
@@ -321,6 +325,7 @@ _KINDS: Final[Mapping[UpstreamKind, _Open]] = {
     UpstreamKind.DIRECT: Ways._direct,
     UpstreamKind.SOCKS4: Ways._proxy,
     UpstreamKind.SOCKS5: Ways._proxy,
+    UpstreamKind.HTTP: Ways._proxy,
     UpstreamKind.FIRST: Ways._group,
     UpstreamKind.SPREAD: Ways._group,
 }

@@ -3,11 +3,15 @@
     start     prepare the generation, raise the descriptor limit, open every listener, say so
     SIGHUP    prepare another generation beside, on a thread; open what listens anew; swap
     SIGUSR1   open the access log's file again (SIGHUP does so too)
+    SIGUSR2   say in one line what was relayed so far
     SIGTERM   accept nobody, let connections finish for `drain_s`, close; a second signal: at once
 
 A swap happens between two events of the loop: the table, the dialer and the listeners change
 together, and every connection keeps the table it was accepted under. Whatever fails before it
 leaves the running generation as it is, and says why.
+
+That is a relay in one process. With workers the process that was started relays nothing, and
+answers the same signals (urelay.services.supervisor).
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import os
 import resource
 import signal
@@ -23,35 +26,28 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from urelay.engine.dial import Dialer
-from urelay.engine.health import Health
 from urelay.engine.limits import Limits
 from urelay.engine.poller import RelayLoop
-from urelay.engine.relay import Relay
 from urelay.engine.resolve import Resolver
-from urelay.errors import AddressError, PolicyError, StartError
-from urelay.lang.render import render_text
-from urelay.namespaces.visit import Visitor
+from urelay.errors import AddressError, StartError
 from urelay.net.address import Endpoint, parse_address, parse_endpoint
-from urelay.services.access_log import AccessLog, open_sink
+from urelay.services.access_log import open_sink
+from urelay.services.answers import Answers
 from urelay.services.generation import Generation, prepare
 from urelay.services.listeners import Opened, Opener
 from urelay.services.log import logging_to
 from urelay.services.notify import Notifier
+from urelay.services.running import Running
 from urelay.services.sink import Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from urelay.engine.record import Record
-    from urelay.lang.diagnostics import Diagnostic
 
 T = TypeVar("T")
 
 _STANDARD_ERROR = 2
 _DNS_PORT = 53
 _STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +60,21 @@ class Options:
     resolver: str | None = None
     """`ADDR[:PORT]` of a DNS server to ask instead of the system's"""
     max_connections: int | None = None
+    workers: int = 1
+    """Processes that relay"""
     inherited: frozenset[int] = frozenset()
     """The descriptors that were handed to this process"""
+
+    def limits(self, worker: int = 0) -> Limits:
+        """The bounds of one worker's relay, counted from 0: its share where a total was asked for.
+
+        Workers of an older policy, whose connections are still to end, are not counted.
+        """
+        limits = Limits.for_this_process()
+        if self.max_connections is None:
+            return limits
+        # Over all workers these add up to the total, and no two differ by more than one.
+        return limits.carrying((self.max_connections + worker) // self.workers)
 
 
 def serve(path: str, options: Options) -> int:
@@ -75,8 +84,15 @@ def serve(path: str, options: Options) -> int:
     """
     resolver = Resolver(_servers(options.resolver))
     generation = prepare(path)
+    if options.max_connections is not None and options.max_connections < options.workers:
+        raise StartError(f"--max-connections: {options.max_connections} is less than one for each worker")
     _raise_descriptor_limit()
     opener = Opener(os.environ, options.inherited)
+    if options.workers > 1:
+        from urelay.services.supervisor import supervise
+
+        supervise(path, options, opener, resolver, generation)
+        return 0
     with contextlib.ExitStack() as at_exit:
         # Closed last, so that whatever happens on the way out is still heard.
         error_sink = Sink(_STANDARD_ERROR)
@@ -96,9 +112,7 @@ def serve(path: str, options: Options) -> int:
 class Daemon:
     """The running relay and what may happen to it. Lives in one event loop, once."""
 
-    _relay: Relay
-    _generation: Generation
-    """The one that runs"""
+    _running: Running
 
     def __init__(
         self, path: str, options: Options, opener: Opener, resolver: Resolver, error_sink: Sink
@@ -107,175 +121,72 @@ class Daemon:
         self._options = options
         self._opener = opener
         self._resolver = resolver
-        self._error_sink = error_sink
-        self._notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
+        self._answers = Answers(path, error_sink.write, Notifier(os.environ.get("NOTIFY_SOCKET")))
         self._reload_asked = asyncio.Event()
         self._stop_asked = asyncio.Event()
-        self._in_a_hurry = False
-        self._patience: asyncio.Timeout | None = None
-        self._access_log: AccessLog | None = None
-        self._opened: dict[str, Opened] = {}
-        self._visitor = Visitor()
-        self._health = Health()
 
     async def run(self, generation: Generation, opened: Sequence[Opened], access_sink: Sink | None) -> None:
         """Relay until a signal says stop, then until the last connection ended or patience did."""
         loop = asyncio.get_running_loop()
-        if access_sink is not None:
-            self._access_log = AccessLog(access_sink, loop)
-        on_end = _forget if self._access_log is None else self._access_log.write
-        self._relay = Relay(generation.table, self._dialer(generation), on_end, self._limits())
+        running = self._running = Running(generation, self._resolver, self._options.limits(), access_sink)
         try:
-            self._begin(generation, opened)
+            self._answers.findings(generation.warnings)
+            running.listen(opened)
             for number in _STOPPING_SIGNALS:
                 loop.add_signal_handler(number, self._stop)
             loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
-            loop.add_signal_handler(signal.SIGUSR1, self._reopen_access_log)
+            loop.add_signal_handler(signal.SIGUSR1, running.reopen_log)
+            loop.add_signal_handler(signal.SIGUSR2, self._tell_status)
             # What start-up made stays: the collector need not walk it again for each young object.
             gc.collect()
             gc.freeze()
-            self._announce()
+            self._answers.serving(generation, opened)
             async with asyncio.TaskGroup() as tasks:
                 reloading = tasks.create_task(self._reload_when_asked())
                 await self._stop_asked.wait()
                 reloading.cancel()
-            await self._drain()
+            running.stop_listening()
+            self._answers.stopping(running.snapshot().active, self._options.drain_s)
+            running.hasten(self._options.drain_s)
+            await running.finish()
         finally:
-            self._relay.close()
-            self._visitor.close()
-            if self._access_log is not None:
-                self._access_log.close()
-
-    # --- start
-
-    def _dialer(self, generation: Generation) -> Dialer:
-        conditions = self._health.adopt(generation.policy.upstreams)
-        return Dialer(
-            self._resolver,
-            generation.logins,
-            abroad=self._visitor,
-            conditions=conditions,
-            tls=generation.tls,
-        )
-
-    def _limits(self) -> Limits:
-        limits = Limits.for_this_process()
-        if self._options.max_connections is not None:
-            limits = limits.carrying(self._options.max_connections)
-        return limits
-
-    def _begin(self, generation: Generation, opened: Sequence[Opened]) -> None:
-        """Let clients in by the listeners of a generation, which is the one that runs from now on."""
-        self._generation = generation
-        self._show(generation.warnings)
-        for one in opened:
-            self._add(one)
-
-    def _add(self, one: Opened) -> None:
-        name = one.listener.name
-        self._relay.add_listener(one.listener, one.sock, self._generation.users.get(name))
-        self._opened[name] = one
-
-    def _announce(self) -> None:
-        """The one line that says everything listens: scripts wait for it, so it bears no time."""
-        listeners = ", ".join(_described(one) for one in self._opened.values()) or "nothing listens"
-        self._error_sink.write(f"urelay: serving {self._generation.title}: {listeners}\n".encode())
-        self._notifier.ready(self._status)
-
-    @property
-    def _status(self) -> str:
-        return f"serving {self._generation.title}"
-
-    # --- reload
+            running.close()
 
     async def _reload_when_asked(self) -> None:
         while True:
             await self._reload_asked.wait()
             # Cleared first: a signal that comes while the files are read asks for another round.
             self._reload_asked.clear()
-            self._notifier.reloading()
-            self._reopen_access_log()
+            self._answers.reloading()
+            self._running.reopen_log()
             await self._reload()
-            self._notifier.ready(self._status)
+            self._answers.ready(self._running.generation)
 
     async def _reload(self) -> None:
         try:
             generation = await _on_a_thread(lambda: prepare(self._path))
             self._swap(generation)
-        except PolicyError as error:
-            self._show(error.diagnostics)
-            self._keep("it has errors")
-        except StartError as error:
-            for problem in error.problems:
-                _log.error("%s", problem)
-            self._keep("it cannot be served")
-        except Exception:
+        except Exception as error:
             # A reload must not end the relay, whatever is wrong with it.
-            _log.exception("an unexpected error while reloading")
-            self._keep("an unexpected error")
+            self._answers.not_reloaded(error, self._running.generation)
         else:
-            _log.info("reloaded %s", generation.title)
-
-    def _keep(self, why: str) -> None:
-        digest = self._generation.policy.digest[:8]
-        _log.error("%s was not reloaded: %s; policy %s stays in force", self._path, why, digest)
+            self._answers.reloaded(generation)
 
     def _swap(self, generation: Generation) -> None:
         """Make another generation the one that runs; on StartError nothing has changed."""
-        held = {one.key: one.sock for one in self._opened.values()}
+        held = {one.key: one.sock for one in self._running.opened.values()}
         opened = self._opener.open(generation.policy.listeners.values(), held)
-        self._relay.replace(generation.table, self._dialer(generation))
-        for name in self._opened:
-            self._relay.remove_listener(name)
-        self._opened.clear()
-        self._begin(generation, opened)
+        self._running.replace(generation, opened)
+        self._answers.findings(generation.warnings)
 
-    def _show(self, diagnostics: Sequence[Diagnostic]) -> None:
-        if diagnostics:
-            self._error_sink.write(render_text(diagnostics).encode())
-
-    def _reopen_access_log(self) -> None:
-        if self._access_log is not None:
-            self._access_log.reopen()
-
-    # --- end
+    def _tell_status(self) -> None:
+        self._answers.status(self._running.snapshot())
 
     def _stop(self) -> None:
         if self._stop_asked.is_set():
-            self._in_a_hurry = True
-            if self._patience is not None:
-                self._patience.reschedule(asyncio.get_running_loop().time())
+            self._answers.hurrying()
+            self._running.hasten(0)
         self._stop_asked.set()
-
-    async def _drain(self) -> None:
-        """Accept nobody any more, and wait for those who are connected."""
-        for name in self._opened:
-            self._relay.remove_listener(name)
-        active = self._relay.snapshot().active
-        if active:
-            who = "1 connection" if active == 1 else f"{active} connections"
-            _log.info("stopping: %s may finish for %g s", who, self._options.drain_s)
-        else:
-            _log.info("stopping")
-        self._notifier.stopping("waiting for connections to finish")
-        try:
-            async with asyncio.timeout(0 if self._in_a_hurry else None) as self._patience:
-                await self._relay.drain(self._options.drain_s)
-        except TimeoutError:
-            _log.info("asked twice: closing every connection now")
-
-
-def _described(one: Opened) -> str:
-    """`lan transparent [::]:1080 in netns lan`."""
-    listener, bound = one.listener, one.sock.getsockname()
-    # A link-local address comes with a zone, which is the interface's business.
-    endpoint = Endpoint(parse_address(bound[0].partition("%")[0]), bound[1])
-    where = f" in netns {listener.netns}" if listener.netns is not None else ""
-    return f"{listener.name} {listener.kind} {endpoint}{where}"
-
-
-def _forget(record: Record) -> None:
-    """What becomes of a connection's record when there is no access log."""
 
 
 def _servers(text: str | None) -> tuple[Endpoint, ...]:
