@@ -121,6 +121,39 @@ def test_what_a_proxy_says_of_the_destination_is_no_failure_of_it(
     with_peers(goal, a, b, test=main)
 
 
+@pytest.mark.parametrize(
+    ("answer", "goes_on", "suspect"),
+    [
+        (b"403 Forbidden", False, False),
+        (b"502 Bad Gateway\r\nProxy-Status: p; error=connection_refused", False, False),
+        (b"502 Bad Gateway", True, False),
+        (b"504 Gateway Timeout", True, False),
+        (b"407 Proxy Authentication Required", True, True),
+    ],
+    ids=["403", "502 refused", "502", "504", "407"],
+)
+def test_what_an_http_proxy_says_of_the_destination_is_no_failure_of_it(
+    answer: bytes, goes_on: bool, suspect: bool
+) -> None:
+    goal, b = Echo(b"goal"), Working()
+
+    async def main() -> None:
+        request = f"CONNECT {goal.at} HTTP/1.1\r\nHost: {goal.at}\r\n\r\n".encode()
+        a = Scripted([(len(request), [b"HTTP/1.1 " + answer + b"\r\n\r\n"])])
+        async with a.serving():
+            http = proxy("a", a.at, UpstreamKind.HTTP)
+            world = through(first("a", "b"), http, proxy("b", b.at))
+            if goes_on:
+                await says(await world.dial(goal.at.host, goal.at.port), b"goal")
+            else:
+                assert (await world.fail(goal.at.host, goal.at.port)).blame is Blame.DESTINATION
+            assert a.received == request
+            assert conditions(world)["a"].suspect is suspect
+            assert bool(b.requests) is goes_on
+
+    with_peers(goal, b, test=main)
+
+
 def test_a_denial_is_never_got_round_by_going_direct() -> None:
     """What the first proxy's rules deny stays denied, though another way stands open."""
     goal = Echo(b"goal")
