@@ -141,10 +141,15 @@ class Dialer:
         `conditions` are those of its upstreams (Health.adopt); without them they begin with this dialer.
         `tls` is for those of them that speak it (urelay.engine.tls.read_trust).
         """
+        from urelay.engine.shortcut import Shortcuts
         from urelay.engine.ways import Gear, Ways
 
+        self.shortcuts = Shortcuts(logins)
+        """Ways that can be opened without dialling"""
         self._resolver = resolver
         self._timeouts = timeouts or Timeouts()
+        self.patience_s = self._timeouts.total_s
+        """How long a dial may take in all"""
         known = _Conditions() if conditions is None else conditions
         self._gear = Gear(resolver, logins, self._timeouts, abroad, known, tls or {})
         self._ways = Ways
@@ -241,17 +246,8 @@ class _Dial:
         return _Goal(replace(final, destination=goal), goal, called)
 
     async def _unix(self, goal: _Goal) -> Dialed:
-        host = goal.target.host
-        name = self._asked.destination.host
         try:
-            path = paths.fill(
-                goal.decision.template or "",
-                address=host if isinstance(host, bytes) else None,
-                port=goal.target.port,
-                name=host if isinstance(host, str) else name if isinstance(name, str) else None,
-                listener=self._asked.listener,
-                source=self._asked.source,
-            )
+            path = unix_path(goal.decision, goal.target, self._asked)
         except AddressError as error:
             raise DialError(Failure.HOST_UNREACHABLE, str(error)) from None
         self._ways.tries.append(path)
@@ -264,6 +260,19 @@ class _Dial:
         if way.members:
             decision = replace(decision, upstream="/".join((decision.upstream or "", *way.members)))
         return Dialed(way.sock, decision, way.dialed, tuple(self._ways.tries), way.early)
+
+
+def unix_path(decision: Decision, target: Endpoint, asked: Asked) -> str:
+    """The path that `to unix` leads to for one connection. Raises AddressError where a field has no value."""
+    host, name = target.host, asked.destination.host
+    return paths.fill(
+        decision.template or "",
+        address=host if isinstance(host, bytes) else None,
+        port=target.port,
+        name=host if isinstance(host, str) else name if isinstance(name, str) else None,
+        listener=asked.listener,
+        source=asked.source,
+    )
 
 
 def _way(decision: Decision) -> tuple[Outcome, str | None, str | None]:
