@@ -57,12 +57,8 @@ class OwnListeners:
     def __init__(self) -> None:
         # By the namespace, None being our own: the same address elsewhere is somebody else's.
         self._places: dict[bytes | None, dict[int, list[_Own]]] = {}
-
-    @property
-    def ports(self) -> Container[int]:
-        """The ports of our listeners here: a connection to another one needs no closer look."""
-        ports = self._places.get(None, {})
-        return range(1 << 16) if _EVERY_PORT in ports else ports
+        self.ports: Container[int] = ()
+        """The ports of our listeners here: a connection to another one needs no closer look"""
 
     def add(self, name: str, sock: SocketType, captures: bool = False) -> None:
         """Remember a listener; one on a unix socket is no destination.
@@ -81,6 +77,7 @@ class OwnListeners:
         place.setdefault(port, []).append(own)
         if captures:
             place.setdefault(_EVERY_PORT, []).append(_Own(name, None, (4, 16)))
+        self._note_ports()
 
     def discard(self, name: str) -> None:
         """Forget a listener, if it was remembered."""
@@ -91,6 +88,11 @@ class OwnListeners:
                     del ports[port]
             if not ports:
                 del self._places[place]
+        self._note_ports()
+
+    def _note_ports(self) -> None:
+        ports = self._places.get(None, {})
+        self.ports = range(1 << 16) if _EVERY_PORT in ports else frozenset(ports)
 
     def leads_back(self, host: Address, port: int, probe: Probe | None = None) -> str | None:
         """The name of the listener that a connection to this address would reach, or None.
