@@ -52,13 +52,13 @@ def call_inside(netns: str, function: Callable[[], T]) -> T:
 
     `function` must not keep the thread: whatever it starts would stay in the namespace.
     """
-    with _opened(netns) as descriptor:
+    with opened(netns) as descriptor:
         outcome: list[T] = []
         failure: list[BaseException] = []
 
         def enter_and_call() -> None:
             try:
-                _setns(descriptor)
+                set_namespace(descriptor)
                 outcome.append(function())
             except BaseException as error:  # handed to the caller, whose error it is
                 failure.append(error)
@@ -69,8 +69,8 @@ def call_inside(netns: str, function: Callable[[], T]) -> T:
         thread.join()
     if not failure:
         return outcome[0]
-    if isinstance(failure[0], _EnterError):
-        raise _start_error(netns, failure[0]) from None
+    if isinstance(failure[0], EnterError):
+        raise start_error(netns, failure[0]) from None
     raise failure[0]
 
 
@@ -80,7 +80,7 @@ def identity(netns: str) -> tuple[int, int]:
     A name can come to mean another namespace when it is removed and added again. Raises StartError
     as `call_inside` does.
     """
-    with _opened(netns) as descriptor:
+    with opened(netns) as descriptor:
         status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
 
@@ -90,19 +90,19 @@ def namespace_path(netns: str) -> str:
     return netns if "/" in netns else os.path.join(NAMED, netns)
 
 
-class _EnterError(OSError):
+class EnterError(OSError):
     """setns(2) failed, as opposed to what was done inside."""
 
 
 @contextmanager
-def _opened(netns: str) -> Iterator[int]:
-    """A descriptor of the namespace, known to be one."""
+def opened(netns: str) -> Iterator[int]:
+    """A descriptor of the namespace, known to be one. Raises StartError."""
     path = namespace_path(netns)
     try:
         # Without O_NONBLOCK a fifo put in the way would hold us for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        raise _start_error(netns, error) from None
+        raise start_error(netns, error) from None
     try:
         try:
             kind = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
@@ -115,9 +115,10 @@ def _opened(netns: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _start_error(netns: str, error: Exception) -> StartError:
+def start_error(netns: str, error: Exception) -> StartError:
+    """Why a namespace could not be opened or entered, in words for the person who must act."""
     path = printable(namespace_path(netns))
-    if isinstance(error, _EnterError):
+    if isinstance(error, EnterError):
         if error.errno == errno.EPERM:
             return StartError(f"the network namespace `{path}` may not be entered without CAP_SYS_ADMIN")
         return StartError(f"the network namespace `{path}` cannot be entered: {_reason(error)}")
@@ -135,20 +136,20 @@ def _reason(error: Exception) -> str:
 
 if sys.version_info >= (3, 12):
 
-    def _setns(descriptor: int) -> None:
+    def set_namespace(descriptor: int) -> None:
         """Move this thread, and no other, into a network namespace."""
         try:
             os.setns(descriptor, _CLONE_NEWNET)
         except OSError as error:
-            raise _EnterError(error.errno, error.strerror) from None
+            raise EnterError(error.errno, error.strerror) from None
 
 else:
 
-    def _setns(descriptor: int) -> None:
+    def set_namespace(descriptor: int) -> None:
         """Move this thread, and no other, into a network namespace."""
         import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.setns(descriptor, _CLONE_NEWNET) != 0:
             code = ctypes.get_errno()
-            raise _EnterError(code, os.strerror(code))
+            raise EnterError(code, os.strerror(code))

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from urelay.lang import ast
 from urelay.lang.diagnostics import Diagnostic, Label, diagnostic
 from urelay.lang.source import Span
-from urelay.policy.model import ListenerKind, PlaceKind, Policy, UpstreamKind
+from urelay.policy.model import ListenerKind, PlaceKind, Policy
 from urelay.policy.options import Owner, options_of
 
 LISTENER_KINDS = frozenset({ListenerKind.REDIRECT})
 PLACES = frozenset({PlaceKind.SYSTEMD, PlaceKind.UNIX, PlaceKind.SOCKETBOX})
-UPSTREAM_KINDS = frozenset({UpstreamKind.FIRST, UpstreamKind.SPREAD})
 
 
 def find(policy: Policy) -> list[Diagnostic]:
@@ -33,8 +32,6 @@ def find(policy: Policy) -> list[Diagnostic]:
 def _in_statement(node: ast.Statement) -> Iterator[tuple[str, Span]]:
     match node:
         case ast.UpstreamDef():
-            if node.kind.text in UPSTREAM_KINDS:
-                yield f"`{node.kind.text}` upstreams", node.kind.span
             yield from _options(node.options, Owner.UPSTREAM, node.kind.text)
         case ast.ListenDef():
             if node.kind.text in LISTENER_KINDS:

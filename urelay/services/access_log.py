@@ -7,9 +7,10 @@
 
 The keys are always all there, in this order, null where there is nothing to say; a `tag` follows
 where the route has one, a `wall` where one decided (there is no `route` then), and `log full` adds
-`table`, `rewrites` and `tries`. Lines are ASCII: whatever a client called itself or its destination
-is escaped. Lines gather for a moment and go to the sink together, so a busy relay makes few system
-calls and an idle one none.
+`table`, `rewrites` and `tries`. An `upstream` that is a group is followed by the members that were
+used, `out/corp`, once one of them got through. Lines are ASCII: whatever a client called itself or
+its destination is escaped. Lines gather for a moment and go to the sink together, so a busy relay
+makes few system calls and an idle one none.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ class AccessLog:
 
     def write(self, record: Record) -> None:
         """Log a connection that has ended, unless its route says `log off`."""
-        if record.log == "off":
+        text = line(record)
+        if not text:
             return
-        self._lines.append(line(record))
+        self._lines.append(text)
         if self._flush_timer is None:
             self._flush_timer = self._loop.call_later(FLUSH_S, self.flush)
 
