@@ -45,7 +45,7 @@ def unacknowledged(sock: SocketType) -> int:
         return 0
 
 
-def keep_alive(sock: SocketType, after_s: int, every_s: int) -> None:
+def keep_alive(sock: SocketType, after_s: int = 60, every_s: int = 15) -> None:
     """Probe a peer that has been silent for `after_s`, six times, `every_s` apart; then it is gone."""
     if sock.family != socket.AF_UNIX:
         # A socket that broke meanwhile refuses; its event is on its way.
