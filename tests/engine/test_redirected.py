@@ -75,5 +75,5 @@ def test_a_client_of_the_listener_itself_was_not_redirected(box: Namespace, host
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_without_nat_nobody_was_redirected(box: Namespace, host: str) -> None:
-    with box.listen("::") as listener, pytest.raises(DialError, match="^not redirected: "):
+    with box.listen("::") as listener, pytest.raises(DialError, match=r"^not redirected: "):
         accepted(box, listener, host, listener.getsockname()[1])
