@@ -398,6 +398,12 @@ class Listener:
         return setting.value if setting is not None and isinstance(setting.value, str) else None
 
     @property
+    def limit_per_source(self) -> int | None:
+        """Connections one source address may have open; None is the relay's default."""
+        setting = self.options.get("limit")
+        return setting.value if setting is not None and isinstance(setting.value, int) else None
+
+    @property
     def idle_timeout_s(self) -> float | None:
         """Seconds without a byte either way; None is the default for this kind."""
         setting = self.options.get("idle")
