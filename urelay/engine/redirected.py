@@ -13,29 +13,28 @@ that would come back to the same listener for ever.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from socket import SocketType
 
-from urelay.errors import DialError, Failure
+from urelay.engine.ends import own_end
 from urelay.net.address import Endpoint, unmap
 
 _SO_ORIGINAL_DST = 80
 """The same number at both levels"""
 _SOCKADDR_IN = 16
 _SOCKADDR_IN6 = 28
-_MAPPED = bytes(10) + b"\xff\xff"
+_NOT_TRACKED = frozenset({errno.ENOENT, errno.ENOPROTOOPT, errno.EOPNOTSUPP})
+"""The kernel's NAT knows nothing of it; nothing tracks connections here; it is a unix socket"""
 
 
-def original_destination(client: SocketType) -> Endpoint:
+def original_destination(client: SocketType) -> Endpoint | None:
     """What `client`, an accepted TCP socket, was connected to before NAT brought it here.
 
-    Raises DialError (REFUSED) when it was not redirected, or when nobody remembers.
+    None when it was not redirected, or when nobody remembers. Raises OSError for a socket that broke.
     """
-    local = client.getsockname()
-    address = socket.inet_pton(client.family, local[0].partition("%")[0])
+    local = own_end(client)
     try:
-        if client.family == socket.AF_INET or address.startswith(_MAPPED):
+        if local is not None and len(local.host) == 4:
             # struct sockaddr_in: family, port, address; the last two in network order.
             found = client.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN)
             original = Endpoint(found[4:8], int.from_bytes(found[2:4]))
@@ -44,15 +43,7 @@ def original_destination(client: SocketType) -> Endpoint:
             found = client.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, _SOCKADDR_IN6)
             original = Endpoint(unmap(found[8:24]), int.from_bytes(found[2:4]))
     except OSError as error:
-        raise DialError(Failure.REFUSED, _why(error)) from None
-    if original == Endpoint(unmap(address), local[1]):
-        raise DialError(Failure.REFUSED, f"not redirected: the client connected to {original} itself")
-    return original
-
-
-def _why(error: OSError) -> str:
-    if error.errno == errno.ENOENT:
-        return "not redirected: the kernel's NAT knows nothing of this connection"
-    if error.errno == errno.ENOPROTOOPT:
-        return "not redirected: nothing tracks connections here"
-    return f"no original destination: {os.strerror(error.errno or errno.EIO).lower()}"
+        if error.errno in _NOT_TRACKED:
+            return None
+        raise
+    return None if original == local else original
