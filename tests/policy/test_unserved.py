@@ -69,13 +69,13 @@ def test_what_is_served_is_not_refused(tmp_path: Path) -> None:
     upstream a = socks5 192.0.2.1:1 { login env X, dns local, connect 5s, via b }
     upstream b = socks4 { unix "/run/x", login file "x" }
     listen c = socks [::]:1 { netns lan, users "u", idle 1h, table guests from 10.0.0.0/8, table main }
-    listen d = transparent fd 3
+    listen d = transparent fd 3 { limit 9 per source }
     listen e = transparent fd env X
     listen i = redirect 127.0.0.1:3
     listen g = socks systemd "relay"
     listen h = socks unix "/run/x" { mode 0660 }
     listen f = forward 127.0.0.1:2 to example.com:25
-    match 192.0.2.0/24 -> via a with idle 5m, tag x, log off
+    match 192.0.2.0/24 -> via a with idle 5m, tag x, log off, limit 5 per source
     match 192.0.2.7 -> via socks5 192.0.2.1:1
     match 192.0.2.8 -> to unix "/run/{port}"
     match 192.0.2.9 -> deny silently
