@@ -11,8 +11,9 @@ Both leave out the addresses of the namespace's own interfaces: what is addresse
 programs that listen there. Interfaces come and go, so the kernel is asked to tell (`monitor`), and the
 list is read anew (`refresh`).
 
-The routes outlive us if we are killed. Then every connection of the namespace is refused, and none
-passes by the policy; the next start finds what is left by its number, and replaces it. Another relay
+The routes outlive us if we are killed. Then no connection of the namespace gets anywhere, and none
+passes by the policy (IPv6 is refused; IPv4 has nobody who may answer in another's name, and waits); the
+next start finds what is left by its number, and replaces it. Another relay
 that still captures here is told from a dead one by an abstract unix socket in the namespace, which
 the kernel takes away with its owner.
 
@@ -65,7 +66,6 @@ class Capture:
         `sock` listens there, and stays the caller's. Raises StartError; then nothing is left behind.
         """
         self._netns = netns
-        self._sock = sock
         self._busy = threading.Lock()
         self._closed = False
         with contextlib.ExitStack() as undo:
@@ -91,10 +91,9 @@ class Capture:
         _check_transparent(sock)
         with self._busy:
             try:
-                self._steering.update(sock, self._own)
+                self._steering.point_at(sock)
             except OSError as error:
                 raise StartError(f"cannot capture connections: {_reason(error)}") from None
-            self._sock = sock
 
     def drain(self) -> None:
         """Read what the monitor has to say. It does not matter what, or whether it had to drop some."""
@@ -114,7 +113,7 @@ class Capture:
                 return
             own = _own(_addresses(self._netns))
             if own != self._own:
-                self._steering.update(self._sock, own)
+                self._steering.keep(own)
                 self._own = own
 
     def close(self) -> None:

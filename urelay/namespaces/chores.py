@@ -6,7 +6,6 @@ Each chore runs where the namespace is, on a thread that has entered it or in a 
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 _NFT_PATIENCE_S = 15.0
 _FAMILIES = {4: 2, 6: 10}
 _TCP = 6
+_IFF_UP = 1
 _SBIN = "/usr/sbin:/sbin:/usr/local/sbin"
 
 
@@ -48,11 +48,12 @@ def install(about: Mapping[str, Any]) -> dict[str, Any]:
 
     with IPRoute() as kernel:
         _remove_routing(kernel)
+        loopback = _loopback(kernel)
         _nft(about["nft"] or REMOVE, needed=bool(about["nft"]))
         for family in about["families"]:
             # The route first: a rule to an empty table would let connections pass uncaptured.
             with _explained():
-                _add_route(kernel, route(family))
+                _add_route(kernel, route(family), loopback)
                 for rule in rules(family, about["born"]):
                     _add_rule(kernel, rule)
     return {}
@@ -82,13 +83,13 @@ CHORES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 }
 
 
-def _add_route(kernel: IPRoute, made: Route) -> None:
+def _add_route(kernel: IPRoute, made: Route, loopback: int) -> None:
     kernel.route(
         "add",
         family=_FAMILIES[made.family],
         dst=made.to,
         type="local",
-        oif=_loopback(kernel),
+        oif=loopback,
         prefsrc=made.source,
         table=TABLE,
         proto=PROTOCOL,
@@ -122,8 +123,12 @@ def _remove_routing(kernel: IPRoute) -> None:
 
 
 def _loopback(kernel: IPRoute) -> int:
-    index: int = kernel.link_lookup(ifname="lo")[0]
-    return index
+    """The number of `lo`; raises StartError while it is down, for nothing local is delivered then."""
+    for link in kernel.get_links():
+        if link.get_attr("IFLA_IFNAME") == "lo" and link["flags"] & _IFF_UP:
+            index: int = link["index"]
+            return index
+    raise StartError("the interface `lo` is down there (ip link set lo up)")
 
 
 @contextmanager
@@ -134,8 +139,6 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except NetlinkError as error:
-        if error.code in (errno.ENETDOWN, errno.EINVAL):
-            raise StartError("cannot make every address local: is the interface `lo` up there?") from None
         raise OSError(error.code, os.strerror(error.code)) from None
 
 

@@ -27,11 +27,11 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from urelay.policy.model import UNCAPTURED
+
 TABLE: Final = 7533
 PROTOCOL: Final = 117
 """rtm_protocol and FRA_PROTOCOL of all that is ours; nobody in rt_protos has it"""
-MARK: Final = 0x7572
-"""The mark of those who are left alone"""
 
 _FIRST: Final = 1081
 """The lowest priority: behind the local table (0) and the kernel's own for VRFs (1000)"""
@@ -95,7 +95,7 @@ def rules(family: int, born: bool) -> list[Rule]:
     """The rules of a family, in order; `born`: those who connect from here are captured too."""
     at_home, arriving, end = _FIRST + 3, _FIRST + 2, _FIRST + 7
     found = [
-        Rule(family, _FIRST, "goto", end, mark=MARK),
+        Rule(family, _FIRST, "goto", end, mark=UNCAPTURED),
         Rule(family, _FIRST + 1, "goto", at_home if born else end, born_here=True),
         Rule(family, arriving, "lookup", TABLE, tcp=True),
     ]

@@ -31,8 +31,11 @@ class Steering(Protocol):
     def ruleset(self) -> str:
         """The nftables ruleset that must be loaded for it, or nothing."""
 
-    def update(self, sock: socket.socket, own: frozenset[Prefix]) -> None:
-        """Bring everything to `sock` but what is addressed to `own`; raises OSError or StartError."""
+    def keep(self, own: frozenset[Prefix]) -> None:
+        """Leave out what is addressed to `own`, and nothing else; raises OSError or StartError."""
+
+    def point_at(self, sock: socket.socket) -> None:
+        """Bring everything to another socket; raises OSError or StartError."""
 
     def close(self) -> None:
         """Bring nothing any more. A ruleset is removed by whoever loaded it."""
@@ -42,6 +45,7 @@ class LookupSteering:
     """A BPF program asked by the kernel when it looks for a socket. Gone when its link is closed."""
 
     ruleset = ""
+    """It needs none"""
 
     def __init__(self, netns: str | None, sock: socket.socket, own: frozenset[Prefix]) -> None:
         """Begin; raises OSError: EPERM without CAP_BPF and CAP_NET_ADMIN on the host."""
@@ -51,7 +55,8 @@ class LookupSteering:
             undo.callback(os.close, self._addresses)
             self._sockets = bpf.socket_map()
             undo.callback(os.close, self._sockets)
-            self.update(sock, own)
+            self.keep(own)
+            self.point_at(sock)
             program = bpf.load(bpf.steering_program(self._addresses, self._sockets))
             undo.callback(os.close, program)
             namespace = os.open(_HERE if netns is None else namespace_path(netns), os.O_RDONLY | os.O_CLOEXEC)
@@ -63,13 +68,16 @@ class LookupSteering:
             undo.pop_all()
             os.close(program)
 
-    def update(self, sock: socket.socket, own: frozenset[Prefix]) -> None:
-        """Change both maps while the program runs."""
+    def keep(self, own: frozenset[Prefix]) -> None:
+        """Change the map of addresses while the program runs."""
         for prefix in own - self._own:
             bpf.put_address(self._addresses, prefix)
         for prefix in self._own - own:
             bpf.drop_address(self._addresses, prefix)
         self._own = own
+
+    def point_at(self, sock: socket.socket) -> None:
+        """Change the map of the socket while the program runs. It does not keep the socket open."""
         bpf.put_socket(self._sockets, sock.fileno())
 
     def close(self) -> None:
@@ -79,7 +87,7 @@ class LookupSteering:
 
 
 class NftSteering:
-    """TPROXY by nftables. The ruleset is loaded with the routes, and by `update`."""
+    """TPROXY by nftables. The first ruleset is loaded with the routes, the next ones at once."""
 
     def __init__(
         self, netns: str | None, sock: socket.socket, own: frozenset[Prefix], families: Sequence[int]
@@ -87,19 +95,26 @@ class NftSteering:
         """Nothing is done yet."""
         self._netns = netns
         self._families = families
-        self.ruleset = self._written(sock, own)
+        self._target = _target(sock)
+        self._own = own
 
-    def update(self, sock: socket.socket, own: frozenset[Prefix]) -> None:
+    @property
+    def ruleset(self) -> str:
+        """The whole table."""
+        return ruleset([(family, self._target) for family in self._families], self._own)
+
+    def keep(self, own: frozenset[Prefix]) -> None:
         """Replace the ruleset, in one transaction."""
-        text = self._written(sock, own)
-        chore_inside(self._netns, "steer", {"nft": text})
-        self.ruleset = text
+        self._own = own
+        chore_inside(self._netns, "steer", {"nft": self.ruleset})
+
+    def point_at(self, sock: socket.socket) -> None:
+        """Replace the ruleset, in one transaction."""
+        self._target = _target(sock)
+        chore_inside(self._netns, "steer", {"nft": self.ruleset})
 
     def close(self) -> None:
         """The table goes with the routes."""
-
-    def _written(self, sock: socket.socket, own: frozenset[Prefix]) -> str:
-        return ruleset([(family, _target(sock)) for family in self._families], own)
 
 
 def _target(sock: socket.socket) -> str:

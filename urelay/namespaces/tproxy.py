@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from urelay.namespaces.routes import MARK
+from urelay.policy.model import UNCAPTURED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +33,7 @@ def ruleset(targets: Iterable[tuple[int, str]], own: Iterable[Prefix]) -> str:
     """
     lines = [REMOVE + f"table {TABLE} {{", "  chain capture {"]
     lines.append("    type filter hook prerouting priority -99; policy accept;")
-    lines.append(f"    meta mark {MARK:#x} accept")
+    lines.append(f"    meta mark {UNCAPTURED:#x} accept")
     kept = sorted(own)
     for family, to in targets:
         word = "ip" if family == 4 else "ip6"
