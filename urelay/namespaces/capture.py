@@ -72,9 +72,9 @@ class Capture:
             self._lock = undo.enter_context(_locked(netns))
             self.monitor = undo.enter_context(_monitor(netns))
             """Readable when an address came or went: then `drain` it and `refresh`"""
-            addresses = _addresses(netns)
-            self._own = _own(addresses)
-            families = _families(sock, addresses)
+            found = addresses(netns)
+            self._own = own_prefixes(found)
+            families = _families(sock, found)
             _check_transparent(sock)
             self.way, self._steering = _steered(netns, sock, self._own, families, ways)
             undo.callback(self._steering.close)
@@ -111,7 +111,7 @@ class Capture:
         with self._busy:
             if self._closed:
                 return
-            own = _own(_addresses(self._netns))
+            own = own_prefixes(addresses(self._netns))
             if own != self._own:
                 self._steering.keep(own)
                 self._own = own
@@ -131,6 +131,15 @@ class Capture:
         # The namespace may be gone, and with it all that was in it.
         with contextlib.suppress(StartError, OSError):
             chore_inside(self._netns, "remove", {})
+
+
+def remove_leftovers(netns: str | None) -> None:
+    """Take away what a relay left that was killed; raises StartError, also if one is at work there."""
+    with _locked(netns):
+        try:
+            chore_inside(netns, "remove", {})
+        except OSError as error:
+            raise StartError(f"cannot remove what captures connections: {_reason(error)}") from None
 
 
 def _steered(
@@ -169,7 +178,7 @@ def _socket(netns: str | None, family: int, kind: int) -> socket.socket:
     return socket_inside(netns, family, kind | _FLAGS)
 
 
-def _addresses(netns: str | None) -> list[Address]:
+def addresses(netns: str | None) -> list[Address]:
     """The addresses of the namespace's interfaces; raises StartError and OSError."""
     answer = chore_inside(netns, "addresses", {}).get("addresses")
     # A child in somebody's user namespace may say anything.
@@ -181,14 +190,14 @@ def _addresses(netns: str | None) -> list[Address]:
         raise StartError(f"the addresses of the network namespace cannot be read: {error}") from None
 
 
-def _own(addresses: list[Address]) -> frozenset[Prefix]:
+def own_prefixes(found: list[Address]) -> frozenset[Prefix]:
     """What programs of the namespace keep: the addresses of its interfaces, and all of loopback."""
-    hosts = (host_prefix(address) for address in addresses)
+    hosts = (host_prefix(address) for address in found)
     others = (host for host in hosts if not any(prefix.covers(host) for prefix in _LOOPBACK))
     return frozenset((*_LOOPBACK, *others))
 
 
-def _families(sock: socket.socket, addresses: list[Address]) -> list[int]:
+def _families(sock: socket.socket, found: list[Address]) -> list[int]:
     """Which connections are brought to a socket: `[::]` takes both families.
 
     A namespace without `::1` has IPv6 switched off (net.ipv6.conf.all.disable_ipv6): nothing of it can
@@ -198,7 +207,7 @@ def _families(sock: socket.socket, addresses: list[Address]) -> list[int]:
         return [4]
     only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) or sock.getsockname()[0] != "::"
     families = [6] if only else [4, 6]
-    return families if bytes(15) + b"\1" in addresses else [family for family in families if family == 4]
+    return families if bytes(15) + b"\1" in found else [family for family in families if family == 4]
 
 
 def _check_transparent(sock: socket.socket) -> None:
