@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from urelay.engine.flow import Flow
 from urelay.engine.limits import Limits
-from urelay.engine.poller import Poller
+from urelay.engine.poller import RelayLoop
 from urelay.engine.pump import Direction, Pump
 from urelay.engine.record import End
 from urelay.engine.timers import Wheel
@@ -32,7 +32,7 @@ class LoopThread:
     """An event loop in a thread of its own; `call` runs a function in it and returns its result."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = RelayLoop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="relay", daemon=True)
         self._thread.start()
 
@@ -71,6 +71,20 @@ class Ended:
         return self
 
 
+class OneFlow(Flow):
+    """A flow and whom it tells that it ended."""
+
+    __slots__ = ("_whom",)
+
+    def __init__(self, whom: Ended) -> None:
+        self.slot = 0
+        self.due = 0.0
+        self._whom = whom
+
+    def ended(self, end: End, error: str | None, bytes_up: int, bytes_down: int) -> None:
+        self._whom.flow_ended(bytes_up, bytes_down, end, error)
+
+
 @dataclass
 class Run:
     """One relayed connection: the two peers, and how it ended."""
@@ -88,7 +102,7 @@ class Rig:
 
     def _make(self, limits: Limits) -> Pump:
         loop = self.thread.loop
-        self.poller = Poller(loop)
+        self.poller = loop.poller
         self.wheel = Wheel(loop, limits.tick_s)
         return Pump(loop, self.poller, self.wheel, limits)
 
@@ -96,6 +110,7 @@ class Rig:
         self,
         *,
         early: bytes = b"",
+        early_down: bytes = b"",
         idle_s: float = 0,
         small: int = 0,
         server_pair: tuple[socket.socket, socket.socket] | None = None,
@@ -109,8 +124,9 @@ class Rig:
         self.runs.append(run)
 
         def start() -> None:
-            flow = Flow(self.pump, inner, outer, run.ended, idle_s, early)
-            flow.start()
+            OneFlow(run.ended).open(
+                self.pump, inner, outer, idle_s, early_up=early, early_down=early_down
+            )
 
         self.thread.call(start)
         return run
@@ -166,7 +182,6 @@ class Rig:
         def stop() -> None:
             self.pump.close()
             self.wheel.close()
-            self.poller.close()
 
         self.thread.call(stop)
         assert self.pump.pipes.open == 0

@@ -22,7 +22,7 @@ from urelay.engine.connection import Connection
 from urelay.engine.farewell import Farewell
 from urelay.engine.limits import Limits
 from urelay.engine.loops import CarefulJudge, OwnListeners, first_ephemeral_port
-from urelay.engine.poller import Poller
+from urelay.engine.poller import running_poller
 from urelay.engine.pump import Pump
 from urelay.engine.record import End, Record
 from urelay.engine.sources import Sources
@@ -48,12 +48,12 @@ class Relay:
     def __init__(
         self, table: Table, dialer: Dialer, on_end: Callable[[Record], None], limits: Limits | None = None
     ) -> None:
-        """Must be made inside the event loop, and closed. `on_end` gets every connection's record."""
+        """Must be made inside a RelayLoop, and closed. `on_end` gets every connection's record."""
         self.loop = asyncio.get_running_loop()
         self.limits = limits or Limits.for_this_process()
         self.table = table
         self.dialer = dialer
-        self.poller = Poller(self.loop)
+        self.poller = running_poller()
         self.wheel = Wheel(self.loop, self.limits.tick_s)
         self.pump = Pump(self.loop, self.poller, self.wheel, self.limits)
         self.own = OwnListeners()
@@ -84,7 +84,7 @@ class Relay:
     def add_listener(self, listener: Listener, sock: SocketType, users: Users | None = None) -> None:
         """Accept clients of `sock`, which is listening and becomes the relay's own.
 
-        `users`: who may log in to a socks listener; None lets everybody in. One listener may have
+        `users`: who may log in, where clients are asked; None lets everybody in. One listener may have
         several sockets: each is added by a call of its own.
         """
         if listener.kind not in KINDS:
@@ -229,7 +229,6 @@ class Relay:
             self._resume_timer.cancel()
         self.pump.close()
         self.wheel.close()
-        self.poller.close()
         self._release_spare()
 
     def _close_listeners(self) -> None:
