@@ -71,7 +71,7 @@ def test_what_is_served_is_not_refused(tmp_path: Path) -> None:
     listen e = transparent fd env X
     listen i = redirect 127.0.0.1:3
     listen g = socks systemd "relay"
-    listen h = socks unix "/run/x" { mode 0660 }
+    listen k = socks unix "/run/x" { mode 0660 }
     listen f = forward 127.0.0.1:2 to example.com:25
     match 192.0.2.0/24 -> via a with idle 5m, tag x, log off, limit 5 per source
     match 192.0.2.7 -> via socks5 192.0.2.1:1
