@@ -20,7 +20,19 @@ from tests.bench.rounds import PARTS, Figures, Scale, measure, medians, start_al
 from tests.bench.stage import Stage
 
 BRIEF = Scale(rounds=1, seconds=0.05, pings=50, flight=4, held=20)
+
 _URELAY = [one for one in ALL if one.package == "urelay"]
+
+_SHORT = ("urelay forward", "urelay transparent via socks5")
+"""Most of the time goes into starting urelay; these two try the most of the rig"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every way through urelay with `--long`, else those of `_SHORT`."""
+    if "contender" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--long")
+        wanted = [one for one in _URELAY if every or one.name in _SHORT]
+        metafunc.parametrize("contender", wanted, ids=lambda one: one.name)
 
 
 @pytest.fixture
@@ -42,7 +54,6 @@ def test_without_a_relay_every_part_has_plausible_figures(stage: Stage) -> None:
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("contender", _URELAY, ids=lambda one: one.name)
 def test_bytes_come_back_by_every_way_through_urelay(
     stage: Stage, contender: Contender, monkeypatch: pytest.MonkeyPatch
 ) -> None:

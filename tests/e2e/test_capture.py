@@ -123,6 +123,33 @@ def test_a_relay_that_was_killed_leaves_what_the_next_one_replaces(
     assert state(lan) == before
 
 
+def test_workers_share_what_one_process_captures(net: Network, host: Namespace, serve: Serve) -> None:
+    lan = net.namespace("lan")
+    before = state(lan)
+    relay = serve(policy(lan.name), host, "--workers", "2")
+    assert "capturing by sk_lookup" in relay.output
+    for address in SERVERS * 4:
+        assert hears(lan, address, 22) == b"22"
+    # An address that comes is not captured any more, though the workers know nothing of it.
+    lan.address("lo", "203.0.113.7/32")
+    with lan.listen("203.0.113.7", 80) as own:
+        own.settimeout(20)
+        with lan.connect("203.0.113.7", 80):
+            own.accept()[0].close()
+    lan.ip("addr", "del", "203.0.113.7/32", "dev", "lo")
+    # A reload that ends the capture and one that begins it again: no worker of before holds on to it.
+    with lan.connect(SERVERS[0], 443) as lasting:
+        relay.policy.write_text(policy(lan.name, words=""))
+        relay.reload()
+        assert state(lan) == before
+        relay.policy.write_text(policy(lan.name))
+        relay.reload()
+        assert hears(lan, SERVERS[1], 443) == b"443"
+        assert peers.read_exactly(lasting, 3) == b"443"
+    relay.finish()
+    assert state(lan) == before
+
+
 def test_who_is_connected_may_finish_while_it_drains(
     net: Network, host: Namespace, serve: Serve, stack: ExitStack
 ) -> None:

@@ -124,9 +124,7 @@ class Rig:
         self.runs.append(run)
 
         def start() -> None:
-            OneFlow(run.ended).open(
-                self.pump, inner, outer, idle_s, early_up=early, early_down=early_down
-            )
+            OneFlow(run.ended).open(self.pump, inner, outer, idle_s, early_up=early, early_down=early_down)
 
         self.thread.call(start)
         return run

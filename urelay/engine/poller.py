@@ -113,6 +113,10 @@ class Poller(selectors.BaseSelector):
         if self._handlers.pop(sock.fileno(), None) is not None:
             self._epoll.unregister(sock.fileno())
 
+    def watches(self, sock: SocketType) -> bool:
+        """Whether `sock` is watched."""
+        return sock.fileno() in self._handlers
+
     def retire(self, sock: SocketType) -> None:
         """Forget and close `sock`: at the end of the batch, or now if there is none."""
         self._handlers.pop(sock.fileno(), None)
