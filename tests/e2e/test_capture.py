@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import textwrap
@@ -13,7 +14,7 @@ import pytest
 from tests.e2e import peers
 from tests.e2e.conftest import Serve
 from tests.e2e.relay import Urelay
-from tests.e2e.rig import Namespace, Network, Program
+from tests.e2e.rig import Namespace, Network, Program, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.peer("nft")]
 
@@ -133,9 +134,16 @@ def test_workers_share_what_one_process_captures(net: Network, host: Namespace, 
     # An address that comes is not captured any more, though the workers know nothing of it.
     lan.address("lo", "203.0.113.7/32")
     with lan.listen("203.0.113.7", 80) as own:
-        own.settimeout(20)
-        with lan.connect("203.0.113.7", 80):
-            own.accept()[0].close()
+        own.setblocking(False)
+
+        def noticed() -> bool:
+            with contextlib.suppress(ConnectionResetError, BlockingIOError):
+                with lan.connect("203.0.113.7", 80):
+                    own.accept()[0].close()
+                return True
+            return False
+
+        until(noticed, "the address is the namespace's own")
     lan.ip("addr", "del", "203.0.113.7/32", "dev", "lo")
     # A reload that ends the capture and one that begins it again: no worker of before holds on to it.
     with lan.connect(SERVERS[0], 443) as lasting:
