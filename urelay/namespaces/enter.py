@@ -43,15 +43,6 @@ _NS_GET_NSTYPE = 0xB703
 _NS_GET_USERNS = 0xB701
 
 
-def listening_socket(netns: str | None, open_socket: Callable[[], socket.socket]) -> socket.socket:
-    """The socket that `open_socket` returns when called inside `netns` (None: here).
-
-    Raises StartError when the namespace is missing, is none, or may not be entered, and whatever
-    `open_socket` raises.
-    """
-    return open_socket() if netns is None else call_inside(netns, open_socket)
-
-
 def call_inside(netns: str, function: Callable[[], T]) -> T:
     """What `function` returns when a thread of its own calls it inside `netns`.
 
