@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tests import strategies as by_hand
-from tests.engine.rig import read_all
+from tests.engine.rig import read_all, reset
 from tests.engine.test_relay import LOOPBACK, OPEN, World, endpoint, exactly, socks5, table, world  # noqa: F401
 from urelay.engine.record import End
 from urelay.engine.sources import Sources
