@@ -550,7 +550,7 @@ def test_running_out_of_descriptors_pauses_accepting_and_hurts_nobody_connected(
     client = here.connect(address)
     other = here.accepted(server)
     # Its batch is over once the loop has time for this.
-    acceptor = here.thread.call(lambda: here.relay._acceptors["forward"])
+    acceptor = here.thread.call(lambda: here.relay._acceptors[0])
     refusals = []
 
     class Exhausted:
@@ -744,12 +744,6 @@ def test_a_log_that_fails_harms_no_connection(
     while here.stats().active:
         assert time.monotonic() < deadline
     assert any(each.levelno == logging.ERROR for each in caplog.records)
-
-
-def test_listeners_of_kinds_that_are_not_served_are_refused(world: Callable[..., World]) -> None:
-    here = world()
-    with pytest.raises(ValueError, match="`redirect` listeners are not served"):
-        here.listen(ListenerKind.REDIRECT)
 
 
 def test_denied_is_a_dial_error() -> None:

@@ -55,10 +55,10 @@ def namespaces_of_threads() -> set[str]:
 
 @pytest.mark.netns
 def test_a_socket_opened_by_name_listens_there_and_not_here(netns: str) -> None:
-    with enter.listening_socket(netns, listen) as server:
+    with enter.call_inside(netns, listen) as server:
         port = server.getsockname()[1]
         assert not connects_from_here(port)
-        with enter.listening_socket(netns, socket.socket) as client:
+        with enter.call_inside(netns, socket.socket) as client:
             client.connect(("127.0.0.1", port))
             accepted, _ = server.accept()
             accepted.close()
@@ -75,7 +75,7 @@ def test_a_path_is_as_good_as_a_name(netns: str) -> None:
 def test_no_thread_stays_in_the_namespace(netns: str) -> None:
     home = os.readlink("/proc/self/ns/net")
     for _ in range(50):
-        enter.listening_socket(netns, listen).close()
+        enter.call_inside(netns, listen).close()
         assert os.readlink("/proc/thread-self/ns/net") == home
     # A joined thread may take the kernel another moment to remove.
     deadline = time.monotonic() + 5
@@ -86,7 +86,7 @@ def test_no_thread_stays_in_the_namespace(netns: str) -> None:
 
 @pytest.mark.netns
 def test_what_the_callable_raises_is_raised_here(netns: str) -> None:
-    taken = enter.listening_socket(netns, listen)
+    taken = enter.call_inside(netns, listen)
     address = taken.getsockname()
 
     def bind_again() -> socket.socket:
@@ -99,7 +99,7 @@ def test_what_the_callable_raises_is_raised_here(netns: str) -> None:
         return second
 
     with taken, pytest.raises(OSError) as caught:
-        enter.listening_socket(netns, bind_again)
+        enter.call_inside(netns, bind_again)
     assert caught.value.errno == errno.EADDRINUSE
 
 
@@ -113,11 +113,6 @@ def test_a_namespace_made_again_is_another_one(netns: str) -> None:
         assert enter.identity(other) != before
     finally:
         subprocess.run(["ip", "netns", "del", other], check=True)
-
-
-def test_no_namespace_means_here() -> None:
-    with enter.listening_socket(None, listen) as server:
-        assert connects_from_here(server.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +135,7 @@ def test_no_namespace_means_here() -> None:
 )
 def test_what_is_no_namespace_is_named(netns: str, message: str) -> None:
     with pytest.raises(StartError) as caught:
-        enter.listening_socket(netns, listen)
+        enter.call_inside(netns, listen)
     assert str(caught.value) == message
 
 

@@ -2,13 +2,14 @@
 
 Known before dialling, because a connection that is made and then refused is accepted again by the
 same listener, asks for the same destination, and so on for ever. Each network namespace has its own:
-`direct { netns lan }` dials among the listeners of lan, and one that captures a whole namespace
-would take in nearly everything that is dialled there.
+`direct { netns lan }` dials among the listeners of lan.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 from collections.abc import Callable, Container
 from dataclasses import replace
 from socket import SocketType
@@ -23,10 +24,11 @@ from urelay.table.evaluate import Table
 _SO_NETNS_COOKIE = 71
 """asm-generic/socket.h, Linux 5.14; not in Python's module"""
 
+_CREDENTIALS = struct.Struct("iII")
+"""struct ucred, unix(7): process, user, group"""
+
 _LOOPBACK = (Prefix(4, 127 << 24, 8), Prefix(6, 1, 128))
 _UNSPECIFIED = (bytes(4), bytes(16))
-_EVERY_PORT = 0
-"""Stands for all ports; nobody can dial it"""
 
 
 def first_ephemeral_port() -> int:
@@ -60,10 +62,11 @@ class OwnListeners:
         self.ports: Container[int] = ()
         """The ports of our listeners here: a connection to another one needs no closer look"""
 
-    def add(self, name: str, sock: SocketType, captures: bool = False) -> None:
+    def add(self, name: str, sock: SocketType) -> None:
         """Remember a listener; one on a unix socket is no destination.
 
-        `captures`: connections to every port are brought to it, so the port does not tell.
+        Of a captured namespace only its own addresses can be dialled, and they are not captured
+        (urelay.policy.captures), so a listener that captures is one like any other.
         """
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
             return
@@ -75,8 +78,6 @@ class OwnListeners:
         own = _Own(name, None if address in _UNSPECIFIED else address, families)
         place = self._places.setdefault(_place(sock), {})
         place.setdefault(port, []).append(own)
-        if captures:
-            place.setdefault(_EVERY_PORT, []).append(_Own(name, None, (4, 16)))
         self._note_ports()
 
     def discard(self, name: str) -> None:
@@ -91,8 +92,7 @@ class OwnListeners:
         self._note_ports()
 
     def _note_ports(self) -> None:
-        ports = self._places.get(None, {})
-        self.ports = range(1 << 16) if _EVERY_PORT in ports else frozenset(ports)
+        self.ports = frozenset(self._places.get(None, {}))
 
     def leads_back(self, host: Address, port: int, probe: Probe | None = None) -> str | None:
         """The name of the listener that a connection to this address would reach, or None.
@@ -115,11 +115,19 @@ class OwnListeners:
                 return own.listener
             if own.address is None and _is_local(host, probe):
                 return own.listener
-        for own in ports.get(_EVERY_PORT, ()):
-            # What is on a namespace's own loopback stays with the programs there.
-            if not _is_loopback(host) and _is_local(host, probe):
-                return own.listener
         return None
+
+
+def is_our_own(client: SocketType) -> bool:
+    """Whether this very process is at the other end of a unix socket that was accepted.
+
+    A path has many spellings, and a proxy may be one of our listeners: only who has come in tells
+    that a way out led back. Asked before anything is dialled for the client, which ends the circle.
+    """
+    pid, _, _ = _CREDENTIALS.unpack(
+        client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return bool(pid == os.getpid())
 
 
 class CarefulJudge:
@@ -175,13 +183,9 @@ def _cookie(sock: SocketType) -> bytes:
     return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
 
 
-def _is_loopback(host: Address) -> bool:
-    return any(prefix.holds(host) for prefix in _LOOPBACK)
-
-
 def _is_local(host: Address, probe: Probe | None) -> bool:
     """Whether the kernel would deliver to itself."""
-    if _is_loopback(host):
+    if any(prefix.holds(host) for prefix in _LOOPBACK):
         return True
     try:
         with (socket.socket if probe is None else probe)(socket.AF_NETLINK, socket.SOCK_RAW) as sock:

@@ -23,6 +23,10 @@ MAIN = "main"
 """The table a listener uses when it names none."""
 
 
+UNCAPTURED = 0x7572
+"""The mark (SO_MARK) of connections that no `capture` takes."""
+
+
 class PortRange(NamedTuple):
     """Ports `first` to `last`, both included."""
 
@@ -448,6 +452,17 @@ class Listener:
         """The namespace (a name under /run/netns, or a path) the socket is opened in."""
         setting = self.options.get("netns")
         return setting.value if setting is not None and isinstance(setting.value, str) else None
+
+    @property
+    def captures(self) -> bool:
+        """Whether every connection is to be brought to this listener (`capture tcp`)."""
+        return "capture" in self.options
+
+    @property
+    def file_mode(self) -> int | None:
+        """The permission bits of the file of a unix socket; None is the relay's default."""
+        setting = self.options.get("mode")
+        return setting.value if setting is not None and isinstance(setting.value, int) else None
 
     @property
     def users_file(self) -> str | None:

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from urelay.lang import ast
 from urelay.lang.diagnostics import Diagnostic, Label, diagnostic
 from urelay.lang.source import Span
-from urelay.policy.model import ListenerKind, PlaceKind, Policy
+from urelay.policy.model import PlaceKind, Policy
 from urelay.policy.options import Owner, options_of
 
-LISTENER_KINDS = frozenset({ListenerKind.REDIRECT})
-PLACES = frozenset({PlaceKind.SYSTEMD, PlaceKind.UNIX, PlaceKind.SOCKETBOX})
+PLACES = frozenset({PlaceKind.SOCKETBOX})
 
 
 def find(policy: Policy) -> list[Diagnostic]:
@@ -34,8 +33,6 @@ def _in_statement(node: ast.Statement) -> Iterator[tuple[str, Span]]:
         case ast.UpstreamDef():
             yield from _options(node.options, Owner.UPSTREAM, node.kind.text)
         case ast.ListenDef():
-            if node.kind.text in LISTENER_KINDS:
-                yield f"`{node.kind.text}` listeners", node.kind.span
             if node.place[0].text in PLACES:
                 yield f"a listener at `{node.place[0].text}`", node.place[0].span
             yield from _options(node.options, Owner.LISTENER, node.kind.text)

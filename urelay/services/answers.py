@@ -6,14 +6,16 @@ One wording for a relay that is one process and for one that has workers.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from typing import TYPE_CHECKING
 
 from urelay.errors import PolicyError, StartError
 from urelay.lang.render import render_text
-from urelay.net.address import Endpoint, parse_address
+from urelay.net.address import Endpoint, parse_address, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from urelay.engine.stats import Stats
     from urelay.lang.diagnostics import Diagnostic
@@ -33,9 +35,15 @@ class Answers:
         self._write = write
         self._notifier = notifier
 
-    def serving(self, generation: Generation, opened: Iterable[Opened], workers: int = 1) -> None:
-        """Everything listens: the one line that scripts wait for."""
-        listeners = ", ".join(_described(one) for one in opened) or "nothing listens"
+    def serving(
+        self, generation: Generation, opened: Iterable[Opened], ways: Mapping[str, str], workers: int = 1
+    ) -> None:
+        """Everything listens: the one line that scripts wait for.
+
+        `ways`: how connections are captured, by the name of the listener they are brought to.
+        """
+        listeners = ", ".join(_described(one, ways.get(one.listener.name)) for one in opened)
+        listeners = listeners or "nothing listens"
         many = f"; {workers} workers" if workers > 1 else ""
         self._write(f"urelay: serving {generation.title}: {listeners}{many}\n".encode())
         self.ready(generation)
@@ -90,10 +98,13 @@ class Answers:
         _log.info("status: %s", stats.text())
 
 
-def _described(one: Opened) -> str:
-    """`lan transparent [::]:1080 in netns lan`."""
+def _described(one: Opened, way: str | None) -> str:
+    """`lan transparent [::]:1080 in netns lan, capturing by sk_lookup`."""
     listener, bound = one.listener, one.sock.getsockname()
+    if one.sock.family == socket.AF_UNIX:
+        return f"{listener.name} {listener.kind} {printable(os.fsdecode(bound))}"
     # A link-local address comes with a zone, which is the interface's business.
     endpoint = Endpoint(parse_address(bound[0].partition("%")[0]), bound[1])
     where = f" in netns {listener.netns}" if listener.netns is not None else ""
-    return f"{listener.name} {listener.kind} {endpoint}{where}"
+    captured = f", capturing by {way}" if way is not None else ""
+    return f"{listener.name} {listener.kind} {endpoint}{where}{captured}"

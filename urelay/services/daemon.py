@@ -33,6 +33,7 @@ from urelay.errors import AddressError, StartError
 from urelay.net.address import Endpoint, parse_address, parse_endpoint
 from urelay.services.access_log import open_sink
 from urelay.services.answers import Answers
+from urelay.services.captures import Captures
 from urelay.services.generation import Generation, prepare
 from urelay.services.listeners import Opened, Opener
 from urelay.services.log import logging_to
@@ -88,10 +89,11 @@ def serve(path: str, options: Options) -> int:
         raise StartError(f"--max-connections: {options.max_connections} is less than one for each worker")
     _raise_descriptor_limit()
     opener = Opener(os.environ, options.inherited)
+    captures = Captures()
     if options.workers > 1:
         from urelay.services.supervisor import supervise
 
-        supervise(path, options, opener, resolver, generation)
+        supervise(path, options, opener, captures, resolver, generation)
         return 0
     with contextlib.ExitStack() as at_exit:
         # Closed last, so that whatever happens on the way out is still heard.
@@ -102,8 +104,12 @@ def serve(path: str, options: Options) -> int:
         if options.access_log is not None:
             access_sink = open_sink(options.access_log)
             at_exit.callback(access_sink.close)
-        opened = opener.open(generation.policy.listeners.values())
-        daemon = Daemon(path, options, opener, resolver, error_sink)
+        # The files of unix sockets and the captures go when nobody is connected any more.
+        at_exit.callback(opener.close)
+        at_exit.callback(captures.close)
+        opened = opener.open(generation.policy.listeners.values(), then=captures.apply)
+        opener.close_others()
+        daemon = Daemon(path, options, opener, captures, resolver, error_sink)
         with asyncio.Runner(loop_factory=RelayLoop) as runner:
             runner.run(daemon.run(generation, opened, access_sink))
     return 0
@@ -115,11 +121,18 @@ class Daemon:
     _running: Running
 
     def __init__(
-        self, path: str, options: Options, opener: Opener, resolver: Resolver, error_sink: Sink
+        self,
+        path: str,
+        options: Options,
+        opener: Opener,
+        captures: Captures,
+        resolver: Resolver,
+        error_sink: Sink,
     ) -> None:
         self._path = path
         self._options = options
         self._opener = opener
+        self._captures = captures
         self._resolver = resolver
         self._answers = Answers(path, error_sink.write, Notifier(os.environ.get("NOTIFY_SOCKET")))
         self._reload_asked = asyncio.Event()
@@ -132,6 +145,10 @@ class Daemon:
         try:
             self._answers.findings(generation.warnings)
             running.listen(opened)
+            self._captures.follow(
+                lambda capture: loop.add_reader(capture.monitor, self._captures.changed, capture, loop),
+                lambda capture: loop.remove_reader(capture.monitor),
+            )
             for number in _STOPPING_SIGNALS:
                 loop.add_signal_handler(number, self._stop)
             loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
@@ -140,7 +157,7 @@ class Daemon:
             # What start-up made stays: the collector need not walk it again for each young object.
             gc.collect()
             gc.freeze()
-            self._answers.serving(generation, opened)
+            self._answers.serving(generation, opened, self._captures.ways())
             async with asyncio.TaskGroup() as tasks:
                 reloading = tasks.create_task(self._reload_when_asked())
                 await self._stop_asked.wait()
@@ -174,8 +191,8 @@ class Daemon:
 
     def _swap(self, generation: Generation) -> None:
         """Make another generation the one that runs; on StartError nothing has changed."""
-        held = {one.key: one.sock for one in self._running.opened.values()}
-        opened = self._opener.open(generation.policy.listeners.values(), held)
+        held = {one.key: one.sock for one in self._running.opened}
+        opened = self._opener.open(generation.policy.listeners.values(), held, self._captures.apply)
         self._running.replace(generation, opened)
         self._answers.findings(generation.warnings)
 

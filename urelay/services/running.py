@@ -41,8 +41,8 @@ class Running:
         """Accepts nobody yet. `ids` number the connections of one worker among several; None: it is alone."""
         self.generation = generation
         """The one that decides about new connections"""
-        self.opened: dict[str, Opened] = {}
-        """What listens, by the name of the listener"""
+        self.opened: list[Opened] = []
+        """What listens"""
         self._loop = asyncio.get_running_loop()
         self._resolver = resolver
         self._visitor = Visitor()
@@ -56,14 +56,13 @@ class Running:
     def listen(self, opened: Sequence[Opened]) -> None:
         """Let clients in by these listeners of the generation; their sockets are the relay's own now."""
         for one in opened:
-            name = one.listener.name
-            self._relay.add_listener(one.listener, one.sock, self.generation.users.get(name))
-            self.opened[name] = one
+            self._relay.add_listener(one.listener, one.sock, self.generation.users.get(one.listener.name))
+            self.opened.append(one)
 
     def stop_listening(self) -> None:
         """Accept nobody any more; the sockets are closed."""
-        for name in self.opened:
-            self._relay.remove_listener(name)
+        for one in self.opened:
+            self._relay.remove_listener(one.listener.name)
         self.opened.clear()
 
     def replace(self, generation: Generation, opened: Sequence[Opened]) -> None:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import mmap
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from urelay.engine.resolve import Resolver
+    from urelay.services.captures import Captures
     from urelay.services.daemon import Options
     from urelay.services.listeners import Opener
 
@@ -78,7 +80,12 @@ _log = logging.getLogger(__name__)
 
 
 def supervise(
-    path: str, options: Options, opener: Opener, resolver: Resolver, generation: Generation
+    path: str,
+    options: Options,
+    opener: Opener,
+    captures: Captures,
+    resolver: Resolver,
+    generation: Generation,
 ) -> None:
     """Relay by a generation of the policy at `path`, with `options.workers` workers, until told to stop.
 
@@ -89,9 +96,13 @@ def supervise(
         handler = at_exit.enter_context(logging_to(sink))
         log = SharedLog(options.access_log)
         at_exit.callback(log.close)
-        crew = Crew(generation, opener.open(generation.policy.listeners.values()))
+        # The files of unix sockets and the captures go when nobody is connected any more.
+        at_exit.callback(opener.close)
+        at_exit.callback(captures.close)
+        crew = Crew(generation, opener.open(generation.policy.listeners.values(), then=captures.apply))
         at_exit.callback(crew.close)
-        supervisor = Supervisor(path, options, opener, resolver, log, sink, handler)
+        opener.close_others()
+        supervisor = Supervisor(path, options, opener, captures, resolver, log, sink, handler)
         at_exit.callback(supervisor.close)
         with supervisor.signals():
             supervisor.run(crew)
@@ -108,6 +119,7 @@ class Supervisor:
         path: str,
         options: Options,
         opener: Opener,
+        captures: Captures,
         resolver: Resolver,
         log: SharedLog,
         sink: DirectSink,
@@ -116,6 +128,7 @@ class Supervisor:
         self._path = path
         self._options = options
         self._opener = opener
+        self._captures = captures
         self._resolver = resolver
         self._log = log
         self._handler = handler
@@ -132,6 +145,13 @@ class Supervisor:
         for sock in (self._news, self._wake):
             sock.setblocking(False)
         self._selector.register(self._news, selectors.EVENT_READ)
+        # Told at once, not on a thread: this process relays nothing, and must have no other one.
+        captures.follow(
+            lambda capture: self._selector.register(
+                capture.monitor, selectors.EVENT_READ, functools.partial(captures.changed, capture)
+            ),
+            lambda capture: self._selector.unregister(capture.monitor),
+        )
         self._preparing: _Preparing | None = None
         self._reload_asked = self._status_asked = False
         self._stops = 0
@@ -156,7 +176,7 @@ class Supervisor:
             self._muster(crew)
             self._answers.findings(crew.generation.warnings)
             self._send_out(crew)
-            self._answers.serving(crew.generation, crew.opened, self._options.workers)
+            self._answers.serving(crew.generation, crew.opened, self._captures.ways(), self._options.workers)
             while not self._stops:
                 self._turn(self._until_next_hire())
                 self._tend()
@@ -177,6 +197,8 @@ class Supervisor:
         for key, _ in self._selector.select(min(seconds, _LONGEST_TURN_S)):
             if key.data is None:
                 self._take_signals()
+            elif callable(key.data):
+                key.data()
             elif key.data.alive:
                 self._listen_to(key.data)
 
@@ -239,6 +261,7 @@ class Supervisor:
         """What a worker does, in its own process."""
         # What belongs to others: a worker must not keep their channels or sockets open.
         self.close()
+        self._captures.abandon()
         ours.close()
         for member in self._members:
             member.channel.close()
@@ -388,10 +411,12 @@ class Supervisor:
         """Let a fresh crew with another generation take over; on StartError nothing has changed."""
         old = self._crew
         held = {one.key: one.sock for one in old.opened}
-        fresh = Crew(generation, self._opener.open(generation.policy.listeners.values(), held))
+        opened = self._opener.open(generation.policy.listeners.values(), held, self._captures.apply)
+        fresh = Crew(generation, opened)
         try:
             self._muster(fresh)
         except BaseException:
+            self._captures.apply(old.opened)
             fresh.close()
             raise
         leaving = list(old.members.values())
