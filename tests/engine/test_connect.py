@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from urelay.engine import connect
-from urelay.engine.connect import Timeouts, connect_tcp, connect_unix, far_end, own_end
+from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
+from urelay.engine.ends import far_end, own_end
 from urelay.errors import DialError, Failure
 from urelay.net.address import Endpoint, parse_address
 

@@ -29,8 +29,9 @@ from tests.engine.test_connect import (
 )
 from tests.engine.test_proxies import received
 from tests.strategies import policy, region, route, upstream, wall
-from urelay.engine.connect import Timeouts, far_end
+from urelay.engine.connect import Timeouts
 from urelay.engine.dial import Asked, Denied, Dialed, Dialer
+from urelay.engine.ends import far_end
 from urelay.engine.logins import Credentials
 from urelay.engine.resolve import Resolver
 from urelay.errors import DialError, Failure

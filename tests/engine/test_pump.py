@@ -235,7 +235,8 @@ def test_a_half_closed_flow_is_reaped_and_an_open_one_is_not(make_rig: Callable[
 
 
 def test_long_lived_flows_get_keepalives(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow_module, "_KEEPALIVE_FROM_S", 0.01)
+    monkeypatch.setattr(flow_module, "KEEPALIVE_FROM_S", 0.01)
+    rig.pump.first_look_s = 0.01
     run = rig.flow()
     inner = rig.thread.call(lambda: [each.src for each in rig.directions()])
     deadline = time.monotonic() + 5

@@ -39,7 +39,7 @@ def test_a_decision_speaks_through_it() -> None:
         Outcome.VIA, "guests", "digest", route=route, upstream="out",
         rewrites=(Endpoint(V6, 1), Endpoint("b.example", 2)), settings=RouteSettings(tag="t", log="off"),
     )  # fmt: skip
-    one = record(decision=decision, dialed="[2001:db8::1]:1080")
+    one = record(decision=decision, way="[2001:db8::1]:1080")
     assert (one.outcome, one.table, one.policy) == (Outcome.VIA, "guests", "digest")
     assert (one.route, one.wall, one.upstream) == (route, None, "out")
     assert one.rewrites == ("[2001:db8::1]:1", "b.example:2")

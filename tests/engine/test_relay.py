@@ -635,7 +635,7 @@ def test_a_finished_connection_waits_for_no_garbage_collector(world: Callable[..
         here.record(40)
         here.thread.call(lambda: None)
         left = gc.get_objects()
-        assert not [each for each in left if isinstance(each, Connection) and each._relay is here.relay]
+        assert not [each for each in left if isinstance(each, Connection) and each.relay is here.relay]
         assert not [each for each in left if isinstance(each, Flow | Direction)]
     finally:
         gc.enable()

@@ -48,8 +48,8 @@ def record(
         asked=Endpoint(parse_host(name), 22),
         user=None,
         decision=decision,
-        dialed="10.66.0.9:22",
-        tries=("10.66.0.8:22", "10.66.0.9:22"),
+        way="10.66.0.9:22",
+        tried=("10.66.0.8:22", "10.66.0.9:22"),
         bytes_up=311,
         bytes_down=9120,
         duration_s=5.2104,
@@ -100,7 +100,7 @@ def test_a_name_asked_for_is_no_destination() -> None:
 
 
 def test_a_connection_that_never_said_where_to_has_all_keys_too() -> None:
-    empty = record()._replace(client=None, asked=None, decision=None, dialed=None, end=End.TIMEOUT)
+    empty = record()._replace(client=None, asked=None, decision=None, way=None, end=End.TIMEOUT)
     entry = json.loads(line(empty))
     assert list(entry) == KEYS
     assert [entry[key] for key in ("policy", "source", "port", "outcome", "route", "dialed")] == [None] * 6

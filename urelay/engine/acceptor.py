@@ -5,6 +5,11 @@ calls itself more often the longer it lasts. Here a wake-up accepts `accept_batc
 (the socket stays readable, so the rest come with the next batch). When there is no room, no
 descriptor to be had or as many connections as allowed, the relay pauses every acceptor: who waits in
 the backlog is served later, and who is connected notices nothing.
+
+    kind          the destination is                     the client is asked (engine.session)
+    transparent   the socket's own address               no
+    forward       the listener's `to`                    no
+    socks         what the client says                   yes
 """
 
 from __future__ import annotations
@@ -12,13 +17,17 @@ from __future__ import annotations
 import errno
 import select
 import socket
+from collections.abc import Callable
 from socket import SocketType
 from typing import TYPE_CHECKING, Protocol
 
+from urelay.engine.ends import own_end
+from urelay.engine.session import SESSIONS, Session
 from urelay.policy.model import ListenerKind
 
 if TYPE_CHECKING:
     from urelay.engine.poller import Poller
+    from urelay.net.address import Endpoint
     from urelay.policy.model import Listener
     from urelay.protocols.users import Users
 
@@ -26,12 +35,22 @@ _ROOM_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOME
 _GONE_ERRORS = frozenset((errno.ECONNABORTED, errno.EPROTO, errno.EPERM))
 """One client left, or a firewall took it: the next may be fine (accept(2), "Error handling")"""
 
+_STREAM = int(socket.SOCK_STREAM)
+
+READS_DESTINATION: dict[ListenerKind, Callable[[SocketType], Endpoint | None]] = {
+    ListenerKind.TRANSPARENT: own_end
+}
+"""How the destination is read off a client's socket, where that is how it comes; raises OSError"""
+
+KINDS = frozenset({*READS_DESTINATION, *SESSIONS, ListenerKind.FORWARD})
+"""The kinds of listener that can be served"""
+
 
 class Host(Protocol):
     """Who takes the clients in."""
 
-    def has_room(self) -> bool:
-        """Whether another client may be accepted; if not, the acceptors are paused."""
+    def room(self) -> int:
+        """How many more clients may be accepted; 0: the acceptors are paused."""
 
     def welcome(self, acceptor: Acceptor, client: SocketType, address: object) -> None:
         """Take in a client: a non-blocking socket, and its peer as accept(2) gave it."""
@@ -43,7 +62,10 @@ class Host(Protocol):
 class Acceptor:
     """One listener at work."""
 
-    __slots__ = ("_batch", "_host", "_poller", "asks", "family", "idle_s", "name", "sock", "to", "users")
+    __slots__ = (
+        "_batch", "_host", "_poller", "family", "idle_s", "name", "per_source", "reads_destination",
+        "session", "sock", "to", "users",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -54,16 +76,22 @@ class Acceptor:
         users: Users | None,
         idle_s: float,
         batch: int,
+        per_source: int,
     ) -> None:
-        """`sock` is listening and becomes the acceptor's own; `idle_s` is for its connections."""
+        """`sock` is listening and becomes the acceptor's own; `idle_s` is for its connections.
+
+        `per_source` clients of one address may be connected at a time.
+        """
         self.name = listener.name
-        self.asks = listener.kind is ListenerKind.SOCKS
-        """Whether clients say in a protocol where they want to go"""
+        self.session = SESSIONS.get(listener.kind)
+        """Makes the session of a client that is asked where it wants to go; None: it is not asked"""
         self.to = listener.to
-        """Where all of them want to go; None: the address they connected to, unless they are asked"""
+        """Where all clients want to go that are not asked; None: the socket tells"""
+        self.reads_destination = READS_DESTINATION.get(listener.kind, own_end)
         self.sock = sock
         self.users = users
         self.idle_s = idle_s
+        self.per_source = per_source
         self.family = int(sock.family)
         self._host = host
         self._poller = poller
@@ -72,6 +100,14 @@ class Acceptor:
         if self.family != socket.AF_UNIX:
             # Inherited by every client, so none of them costs a system call for it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def new_session(self) -> Session | None:
+        """A session for a client that is asked where it wants to go; None: it is not asked."""
+        return None if self.session is None else self.session(self.users)
+
+    def destination(self, client: SocketType) -> Endpoint | None:
+        """Where a client that is not asked wants to go; None if its socket knows none. Raises OSError."""
+        return self.to or self.reads_destination(client)
 
     def resume(self) -> None:
         """Accept from now on."""
@@ -96,9 +132,7 @@ class Acceptor:
         host = self._host
         listening = self.sock
         family = self.family
-        for _ in range(self._batch):
-            if not host.has_room():
-                return
+        for _ in range(min(self._batch, host.room())):
             try:
                 # The underscore saves the enums and the wrapper that the public accept makes: 4 µs.
                 fd, address = listening._accept()  # type: ignore[attr-defined]
@@ -111,7 +145,7 @@ class Acceptor:
                     host.out_of_room(error)
                     return
                 raise
-            client = SocketType(family, socket.SOCK_STREAM, 0, fd)
+            client = SocketType(family, _STREAM, 0, fd)
             client.setblocking(False)
             host.welcome(self, client, address)
 

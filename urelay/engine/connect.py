@@ -16,8 +16,9 @@ from typing import TypeAlias
 
 import aiohappyeyeballs
 
+from urelay.engine.ends import endpoint_of, far_end, own_end
 from urelay.errors import DialError, Failure
-from urelay.net.address import Address, Endpoint, address_text, printable, unmap
+from urelay.net.address import Address, Endpoint, address_text, printable
 from urelay.net.paths import LONGEST
 
 _AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
@@ -65,16 +66,6 @@ def words(error: OSError) -> str:
     if error.errno is not None:
         return os.strerror(error.errno).lower()
     return "no answer in time" if isinstance(error, TimeoutError) else "no address answers"
-
-
-def own_end(sock: socket.socket) -> Endpoint | None:
-    """The local address of a socket, unmapped; None for a unix socket."""
-    return _endpoint(sock.family, sock.getsockname())
-
-
-def far_end(sock: socket.socket) -> Endpoint | None:
-    """The address a socket is connected to, unmapped; None for a unix socket. Raises OSError."""
-    return _endpoint(sock.family, sock.getpeername())
 
 
 async def connect_tcp(
@@ -135,7 +126,7 @@ async def _race(
 ) -> tuple[socket.socket, Endpoint]:
     def open_socket(info: _AddressInfo) -> socket.socket:
         if tries is not None:
-            tries.append(str(_endpoint(info[0], info[4])))
+            tries.append(str(endpoint_of(info[0], info[4])))
         return _tcp_socket(info[0])
 
     # Each address gets its whole time: the last one joins the race this much later than the first.
@@ -203,14 +194,3 @@ def _info(endpoint: Endpoint) -> _AddressInfo:
     if len(host) == 4:
         return socket.AF_INET, socket.SOCK_STREAM, 0, "", (address_text(host), endpoint.port)
     return socket.AF_INET6, socket.SOCK_STREAM, 0, "", (address_text(host), endpoint.port, 0, 0)
-
-
-def _endpoint(family: int, sockaddr: Sequence[object]) -> Endpoint | None:
-    if family not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    text, port = sockaddr[0], sockaddr[1]
-    assert isinstance(text, str)
-    assert isinstance(port, int)
-    # The kernel names the interface of a link-local address; the policy knows none.
-    packed = socket.inet_pton(family, text.partition("%")[0])
-    return Endpoint(unmap(packed), port)

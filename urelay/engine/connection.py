@@ -1,4 +1,4 @@
-"""One client from accept to its record: session, decision, dialling, hand-over to the pump.
+"""One client from accept to its record: decision, dialling, hand-over to the pump.
 
     HANDSHAKE --> (decide) --> CONNECTING --> FLOWING --> OVER
                      |-------> DIALING ----------^
@@ -8,6 +8,10 @@
 CONNECTING is the short way: an address dialled directly needs no task, only a socket whose first
 event is the result, and where the kernel connects at once not even that. DIALING is for what waits
 for more than one thing (names, proxies, unix sockets) and has a task of the relay's.
+
+Most connections are asked nothing and go the short way, and what they pass through here is the
+dearest part of a short connection. So whatever only the others need is in their Handshake, and
+texts are made when the log wants them.
 
 The table and the dialer are captured at accept: a reload in the middle of a handshake changes
 nothing for this client, and its decision and its way out come from one policy.
@@ -27,51 +31,44 @@ from typing import TYPE_CHECKING
 
 from urelay.engine.connect import FAILURES
 from urelay.engine.dial import Asked, Denied, Dialed
+from urelay.engine.ends import endpoint_of, kernel_text, own_end, packed
 from urelay.engine.flow import Flow
+from urelay.engine.handshake import GONE, Handshake
 from urelay.engine.record import End, Record
-from urelay.engine.session import (
-    DIRECT_SESSION,
-    Ask,
-    Command,
-    Dial,
-    HandOver,
-    Hold,
-    Refuse,
-    Reply,
-    Session,
-    SocksSession,
-)
+from urelay.engine.session import DIRECT_SESSION, Dial, HandOver, Hold, Refuse, Session
 from urelay.engine.tcp import reset_on_close
 from urelay.errors import DialError, Failure
-from urelay.net.address import Endpoint, unmap
+from urelay.net.address import Address, Endpoint
 from urelay.policy.model import Outcome
 
 if TYPE_CHECKING:
     from urelay.engine.acceptor import Acceptor
     from urelay.engine.relay import Relay
+    from urelay.policy.model import RouteSettings
     from urelay.table.decision import Decision
 
 log = logging.getLogger(__name__)
 
-_GONE = select.EPOLLERR | select.EPOLLHUP
-_SOCKET = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _END_OF = {Failure.TIMEOUT: End.TIMEOUT, Failure.ERROR: End.ERROR, Failure.DENIED: End.DENIED}
 """What a failed dial is logged as; every other failure is a refusal"""
 
-
-# Plain numbers, and a constant for the outcome: on CPython 3.11 naming an enum's member costs more
-# than anything else that is done with it.
+# Plain numbers, and constants for members of enums and modules: on CPython 3.11 naming one costs
+# more than what is done with it.
 _HANDSHAKE, _CONNECTING, _DIALING, _HELD, _FLOWING, _OVER = range(6)
 _DIRECT = Outcome.DIRECT
+_SOCKET = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+_INET, _INET6, _TCP, _NODELAY = (
+    int(each) for each in (socket.AF_INET, socket.AF_INET6, socket.IPPROTO_TCP, socket.TCP_NODELAY)
+)
+_OUT = select.EPOLLOUT
 
 
 class Connection:
-    """A client of the relay. It stands for its socket in the poller until it is handed over."""
+    """A client of the relay. It stands for its way out in the poller until that is connected."""
 
     __slots__ = (
-        "_acceptor", "_asked", "_attempt", "_client", "_decision", "_dialed", "_dialer", "_flow", "_relay",
-        "_session", "_state", "_table", "_task", "_told", "_tries", "_user", "_watched", "id", "peer",
-        "slot", "started", "ts",
+        "_dialed", "_dialer", "_flow", "_state", "_table", "_upstream", "acceptor", "address", "asked",
+        "client", "decision", "due", "handshake", "id", "relay", "slot", "started", "ts",
     )  # fmt: skip
 
     def __init__(
@@ -79,380 +76,376 @@ class Connection:
     ) -> None:
         """`address` is the peer as accept(2) gave it. Call `begin` next."""
         self.id = number
-        self.slot = 0
+        self.relay = relay
+        self.acceptor = acceptor
+        self.client = client
+        self.address = address
         self.ts = time.time()
         self.started = relay.poller.touch()
-        self.peer = endpoint_of(acceptor.family, address)
-        self._relay = relay
-        self._acceptor = acceptor
-        self._client = client
+        self.slot = 0
+        self.due = 0.0
+        self.handshake: Handshake | None = None
+        """Of a client that is asked something, or that waits for a dial of several steps"""
+        self.asked: Endpoint | None = None
+        self.decision: Decision | None = None
         self._table = relay.table
         self._dialer = relay.dialer
         self._state = _HANDSHAKE
-        self._session: Session = DIRECT_SESSION
-        self._watched = False
-        self._told = 0
-        """The events the client's socket reported before the hand-over"""
-        self._asked: Endpoint | None = None
-        self._user: str | None = None
-        self._decision: Decision | None = None
-        self._attempt: _Attempt | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._upstream: SocketType | None = None
+        """The socket that is connecting"""
+        self._dialed: Endpoint | str | None = None
         self._flow: Flow | None = None
-        self._dialed: str | None = None
-        self._tries: tuple[str, ...] = ()
 
     def begin(self) -> None:
         """Find out where the client wants to go: at once, or by asking it."""
-        acceptor = self._acceptor
-        if acceptor.asks:
-            self._session = SocksSession(acceptor.users)
-            self._relay.wheel.set(self, self.started + self._relay.limits.handshake_s)
-            self._relay.handshaking[self] = None
-            self._watch()
+        session = self.acceptor.new_session()
+        if session is not None:
+            self.handshake = handshake = Handshake(self, session)
+            handshake.ask()
+            return
+        try:
+            asked = self.acceptor.destination(self.client)
+        except OSError as error:
+            self.cut(End.ERROR, _words(error.errno))
+            return
+        if asked is None:
+            self.cut(End.ERROR, "its socket does not tell where it wants to go")
         else:
-            self._decide(acceptor.to or endpoint_of(acceptor.family, self._client.getsockname()))
+            self.decide(asked)
+
+    def turn_away(self, most: int) -> None:
+        """Its address has as many connections as it may."""
+        self.cut(End.DENIED, f"more than {most} connections from one address")
+
+    @property
+    def peer(self) -> Endpoint | None:
+        """Whose connection it is: the client's own address, or the one it spoke for; None: a unix socket."""
+        handshake = self.handshake
+        if handshake is not None and handshake.source is not None:
+            return handshake.source
+        return endpoint_of(self.acceptor.family, self.address)
+
+    @property
+    def _source(self) -> Address | None:
+        handshake = self.handshake
+        if handshake is None and isinstance(self.address, tuple):
+            return packed(self.address[0])
+        peer = self.peer
+        if peer is None:
+            return None
+        assert isinstance(peer.host, bytes)
+        return peer.host
+
+    @property
+    def _session(self) -> Session:
+        return DIRECT_SESSION if self.handshake is None else self.handshake.session
 
     # --- what the client does before the hand-over
 
-    def on_event(self, events: int) -> None:
-        """The client sent something, or left."""
-        self._told |= events
-        if self._state is _HANDSHAKE:
-            self._receive()
-        elif events & _GONE:
-            self._leave()
-
     def on_timer(self, now: float) -> None:
         """The handshake, the attempt to connect or the holding has lasted long enough."""
-        limits = self._relay.limits
         if self._state is _HANDSHAKE:
-            self._cut(End.TIMEOUT, f"no complete request in {limits.handshake_s:g} s")
+            self.cut(End.TIMEOUT, f"no complete request in {self.relay.limits.handshake_s:g} s")
         elif self._state is _HELD:
-            self._over(End.DENIED, _why_denied(self._decision))
-            self._relay.poller.retire(self._client)
-        elif self._attempt is not None:
-            self._attempt_failed(errno.ETIMEDOUT)
+            self._over(End.DENIED, _why_denied(self.decision))
+            self.relay.poller.retire(self.client)
+        elif self._state is _CONNECTING:
+            self._connect_failed(errno.ETIMEDOUT)
 
     def on_crash(self) -> None:
         """A fault of ours: let go of the client."""
         if self._state is not _OVER:
-            self._cut(End.ERROR, "internal error")
+            self.cut(End.ERROR, "internal error")
 
     def abort(self, end: End, error: str) -> None:
         """End it now, whatever it is doing."""
         if self._flow is not None:
             self._flow.abort(end, error)
         elif self._state is not _OVER:
-            self._cut(end, error)
+            self.cut(end, error)
 
     def evict(self) -> None:
         """Too many clients have not said where they want to go, and this one took longest."""
-        self._cut(End.ERROR, "too many handshakes at once")
+        self.cut(End.ERROR, "too many handshakes at once")
 
-    def _watch(self) -> None:
-        if not self._watched:
-            self._relay.poller.add(self._client, self)
-            self._watched = True
+    def leave(self) -> None:
+        """The client is gone."""
+        if self._state < _FLOWING:
+            self.cut(End.RESET, "reset by the client")
 
-    def _receive(self) -> None:
-        limit = self._relay.limits.handshake_bytes
-        while self._state is _HANDSHAKE:
-            try:
-                data = self._client.recv(limit)
-            except BlockingIOError:
-                return
-            except OSError:
-                self._leave()
-                return
-            if not data:
-                self._cut(End.EOF, "the client left before its request was complete")
-                return
-            self._obey(self._session.receive(data))
+    # --- what the policy says
 
-    def _leave(self) -> None:
-        if self._state in (_HANDSHAKE, _CONNECTING, _DIALING, _HELD):
-            self._cut(End.RESET, "reset by the client")
-
-    # --- what the session says
-
-    def _obey(self, command: Command) -> None:
-        match command:
-            case Dial():
-                self._dial()
-            case HandOver():
-                raise AssertionError("handed over without a way out")
-            case Reply():
-                self._send(command.data)
-            case Ask():
-                if self._send(command.reply):
-                    self._user = command.user
-                    self._relay.handshaking.pop(self, None)
-                    self._relay.wheel.cancel(self)
-                    self._decide(command.destination)
-            case Refuse():
-                self._refuse(command, End.ERROR, command.error)
-            case Hold():
-                self._hold()
-
-    def _send(self, data: bytes) -> bool:
-        """Send a whole reply. A client that leaves no room for some bytes is cut off."""
-        if not data:
-            return True
-        try:
-            sent = self._client.send(data)
-        except OSError:
-            sent = -1
-        if sent != len(data):
-            self._cut(End.RESET, "the client takes no reply")
-        return sent == len(data)
-
-    def _decide(self, asked: Endpoint | None) -> None:
-        assert asked is not None, "a destination is known for every client but those of a unix socket"
-        self._asked = asked
-        source = self.peer.host if self.peer is not None else None
-        assert not isinstance(source, str)
-        self._conclude(self._table.decide(asked.host, asked.port, source, self._acceptor.name))
+    def decide(self, asked: Endpoint) -> None:
+        """The client wants to go to `asked`: do what the policy says of it."""
+        self.asked = asked
+        decision = self._table.decide(asked.host, asked.port, self._source, self.acceptor.name)
+        if decision.outcome is _DIRECT and not decision.needs_address:
+            self.decision = decision
+            if decision.settings.limit_per_source is None or self._is_within(decision.settings):
+                self._connect(decision.destination or asked)
+        else:
+            self._conclude(decision)
 
     def _conclude(self, decision: Decision) -> None:
-        """Do what `decision` says."""
-        self._decision = decision
+        self.decision = decision
         command = self._session.decided(decision)
-        if isinstance(command, Refuse):
-            self._refuse(command, End.DENIED, _why_denied(decision))
-        else:
-            self._obey(command)
+        match command:
+            case Dial():
+                if self._is_within(decision.settings):
+                    self._dial_in_a_task(decision)
+            case Hold():
+                self._hold()
+            case Refuse():
+                self.refuse(command, End.DENIED, _why_denied(decision))
+            case _:
+                raise AssertionError(f"{command} answers no decision")
+
+    def _is_within(self, settings: RouteSettings) -> bool:
+        """Whether this client may have one more connection of its route; if not, it is refused."""
+        most = settings.limit_per_source
+        if most is None or self.decision is None:
+            return True
+        handshake = self._own_handshake()
+        if handshake.quota is None:
+            handshake.quota = self.relay.quota_of(self.decision.route)
+            if not handshake.quota.enter(self.address, most):
+                why = f"more than {most} connections of this route from one address"
+                self._fail(Failure.DENIED, why)
+                return False
+        return True
+
+    def _own_handshake(self) -> Handshake:
+        if self.handshake is None:
+            self.handshake = Handshake(self, DIRECT_SESSION)
+        return self.handshake
 
     def _hold(self) -> None:
         self._state = _HELD
-        self._watch()
-        self._relay.wheel.set(
-            self, max(self.started, self._relay.poller.touch()) + self._relay.limits.handshake_s
-        )
+        self._watch_client()
+        relay = self.relay
+        relay.wheel.set(self, max(self.started, relay.poller.touch()) + relay.limits.handshake_s)
 
-    # --- the way out
+    def _watch_client(self) -> Handshake:
+        handshake = self._own_handshake()
+        handshake.watch()
+        return handshake
 
-    def _dial(self) -> None:
-        decision, asked = self._decision, self._asked
-        assert decision is not None
-        assert asked is not None
-        target = decision.destination or asked
-        if (
-            decision.outcome is Outcome.DIRECT
-            and not decision.needs_address
-            and not isinstance(target.host, str)
-        ):
-            self._connect(target)
-        else:
-            self._state = _DIALING
-            # Watched, so that a client that leaves does not keep a name server or a proxy busy.
-            self._watch()
-            self._task = self._relay.spawn(self._dial_at_length(decision, asked))
+    # --- the short way out
 
     def _connect(self, target: Endpoint) -> None:
-        """The short way: one socket to one address."""
+        """One socket to one address."""
+        relay = self.relay
         host, port = target
         assert isinstance(host, bytes)
-        own = self._relay.own.leads_back(host, port)
-        if own is not None:
-            self._fail(Failure.REFUSED, f"{target} is our own listener `{own}`")
-            return
-        family = socket.AF_INET if len(host) == 4 else socket.AF_INET6
+        if port in relay.own.ports:
+            own = relay.own.leads_back(host, port)
+            if own is not None:
+                self._fail(Failure.REFUSED, f"{target} is our own listener `{own}`")
+                return
+        family = _INET if len(host) == 4 else _INET6
         try:
             upstream = SocketType(family, _SOCKET)
         except OSError as error:
-            self._relay.out_of_room(error)
-            self._fail(Failure.ERROR, os.strerror(error.errno or errno.EIO).lower())
+            relay.out_of_room(error)
+            self._fail(Failure.ERROR, _words(error.errno))
             return
-        self._attempt = attempt = _Attempt(self, upstream, target)
+        self._upstream = upstream
+        self._dialed = target
+        self._state = _CONNECTING
         try:
-            upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            code = upstream.connect_ex((socket.inet_ntop(family, host), port))
+            upstream.setsockopt(_TCP, _NODELAY, 1)
+            code = upstream.connect_ex((kernel_text(host), port))
             if code == errno.EINPROGRESS:
-                self._state = _CONNECTING
-                self._relay.poller.add(upstream, attempt)
-                self._relay.wheel.set(self, self._relay.poller.touch() + self._relay.limits.connect_s)
+                relay.poller.add(upstream, self)
+                relay.wheel.set(self, relay.poller.touch() + relay.limits.connect_s)
                 return
         except OSError as error:
             code = error.errno or errno.EIO
         if code:
-            self._attempt_failed(code)
+            self._connect_failed(code)
         else:
-            self.attempt_succeeded(None)
+            self._connected(None)
 
-    def attempt_succeeded(self, told: int | None) -> None:
-        """The attempt is connected; `told` are the events its socket reported so far, if it is watched."""
-        attempt = self._attempt
-        assert attempt is not None
-        self._attempt = None
-        self._dialed = dialed = str(attempt.target)
-        self._tries = (dialed,)
-        upstream = attempt.sock
-        if attempt.target.port >= self._relay.first_ephemeral_port and attempt.met_itself():
-            self._relay.poller.retire(upstream)
-            self._fail(Failure.REFUSED, f"{attempt.target}: nobody listens (the connection met itself)")
+    def on_event(self, events: int) -> None:
+        """The socket on its way out connected, or failed."""
+        upstream = self._upstream
+        assert upstream is not None
+        if events & GONE:
+            self._connect_failed(upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        elif events & _OUT:
+            self._connected(events)
+
+    def _connected(self, told: int | None) -> None:
+        """`told` are the events the socket reported so far, if it is watched."""
+        upstream, target = self._upstream, self._dialed
+        assert upstream is not None
+        assert isinstance(target, Endpoint)
+        self._upstream = None
+        if target.port >= self.relay.first_ephemeral_port and own_end(upstream) == target:
+            # The kernel picked the very port that was asked for, and connected the socket to itself.
+            self._give_up(upstream)
+            self._fail(Failure.REFUSED, f"{target}: nobody listens (the connection met itself)")
             return
         self._hand_over(upstream, told)
 
-    def _attempt_failed(self, code: int) -> None:
-        """The attempt came to nothing."""
-        attempt = self._attempt
-        assert attempt is not None
-        self._attempt = None
-        self._relay.poller.retire(attempt.sock)
-        target = str(attempt.target)
-        self._tries = (target,)
-        self._fail(FAILURES.get(code, Failure.ERROR), f"{target}: {os.strerror(code).lower()}")
+    def _connect_failed(self, code: int) -> None:
+        upstream, target = self._upstream, self._dialed
+        assert upstream is not None
+        self._upstream = None
+        self._give_up(upstream)
+        code = code or errno.ECONNREFUSED
+        self._fail(FAILURES.get(code, Failure.ERROR), f"{target}: {_words(code)}")
 
-    def attempt_failed(self, code: int) -> None:
-        """The kernel reported this error number for the attempt."""
-        self._attempt_failed(code or errno.ECONNREFUSED)
+    def _give_up(self, upstream: SocketType) -> None:
+        self.relay.poller.retire(upstream)
+        self._tried((str(self._dialed),))
+        self._dialed = None
 
-    async def _dial_at_length(self, decision: Decision, asked: Endpoint) -> None:
-        """The long way, in a task. Cancelled when the client leaves."""
-        source = self.peer.host if self.peer is not None else None
-        assert not isinstance(source, str)
+    # --- the long way out
+
+    def _dial_in_a_task(self, decision: Decision) -> None:
+        assert self.asked is not None
+        self._state = _DIALING
+        # Watched, so that a client that leaves does not keep a name server or a proxy busy.
+        handshake = self._watch_client()
+        self.relay.wheel.cancel(self)
+        handshake.task = self.relay.spawn(self._dial(handshake, decision, self.asked))
+
+    async def _dial(self, handshake: Handshake, decision: Decision, asked: Endpoint) -> None:
+        """Cancelled when the client leaves."""
         try:
-            judge = self._relay.judge(self._table)
-            dialed = await self._dialer.dial(judge, decision, Asked(asked, source, self._acceptor.name))
+            judge = self.relay.judge(self._table)
+            whom = Asked(asked, self._source, self.acceptor.name)
+            dialed = await self._dialer.dial(judge, decision, whom)
         except Denied as denied:
             self._conclude(denied.decision)
         except DialError as error:
-            self._tries = error.tries
+            handshake.tries = error.tries
             self._fail(error.failure, str(error))
         except Exception:
             log.exception("dialling failed for a reason nobody foresaw")
             self._fail(Failure.ERROR, "internal error")
         else:
-            self._arrive(dialed)
+            self._arrive(handshake, dialed)
 
-    def _arrive(self, dialed: Dialed) -> None:
-        self._task = None
+    def _arrive(self, handshake: Handshake, dialed: Dialed) -> None:
+        handshake.task = None
         if self._state is not _DIALING:
             dialed.sock.close()
             return
-        self._decision = dialed.decision
+        self.decision = dialed.decision
+        handshake.tries = dialed.tries
+        if not self._is_within(dialed.decision.settings):
+            dialed.sock.close()
+            return
         self._dialed = dialed.dialed
-        self._tries = dialed.tries
         self._hand_over(dialed.sock, None)
 
     def _fail(self, failure: Failure, error: str) -> None:
         """There is no way out, and the client is told in its own terms."""
-        self._task = None
+        if self.handshake is not None:
+            self.handshake.task = None
         if self._state is _OVER:
             return
-        command = self._session.failed(failure)
+        command = self._session.failed(failure, error)
         assert isinstance(command, Refuse)
-        self._refuse(command, _END_OF.get(failure, End.REFUSED), error)
+        self.refuse(command, _END_OF.get(failure, End.REFUSED), error)
 
-    # --- the end
+    def _tried(self, tries: tuple[str, ...]) -> None:
+        self._own_handshake().tries = tries
+
+    # --- the flow
 
     def _hand_over(self, upstream: SocketType, told: int | None) -> None:
-        """Give both sockets to the pump. `told`: see `attempt_succeeded`."""
-        relay = self._relay
+        """Give both sockets to the pump. `told`: see `_connected`."""
+        relay = self.relay
+        handshake = self.handshake
+        early, client_told = b"", None
         try:
-            bound = None
-            if self._session.tells_bound:
-                bound = endpoint_of(upstream.family, upstream.getsockname())
-            command = self._session.dialed(bound)
-            assert isinstance(command, HandOver)
-            if not self._send(command.reply):
-                relay.poller.retire(upstream)
-                return
+            if handshake is not None:
+                bound = own_end(upstream) if handshake.session.tells_bound else None
+                command = handshake.session.dialed(bound)
+                assert isinstance(command, HandOver)
+                if not handshake.send(command.reply):
+                    relay.poller.retire(upstream)
+                    self.cut(End.RESET, "the client takes no reply")
+                    return
+                early = command.early
+                client_told = handshake.told if handshake.watched else None
+                handshake.session = DIRECT_SESSION
             self._state = _FLOWING
-            relay.wheel.cancel(self)
-            self._flow = flow = Flow(relay.pump, self._client, upstream, self, self._idle_s, command.early)
+            self._flow = flow = Flow(relay.pump, self.client, upstream, self, self._idle_s, early)
         except OSError as error:
             relay.poller.retire(upstream)
-            self._cut(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
+            self.cut(End.ERROR, _words(error.errno))
             return
-        self._session = DIRECT_SESSION
+        relay.wheel.hand_over(self, flow)
         try:
-            flow.start(self._told if self._watched else None, told)
+            flow.start(client_told, told)
         except OSError as error:
-            flow.abort(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
+            flow.abort(End.ERROR, _words(error.errno))
 
     @property
     def _idle_s(self) -> float:
-        assert self._decision is not None
-        idle_s = self._decision.settings.idle_timeout_s
-        return self._acceptor.idle_s if idle_s is None else idle_s
+        assert self.decision is not None
+        idle_s = self.decision.settings.idle_timeout_s
+        return self.acceptor.idle_s if idle_s is None else idle_s
 
     def flow_ended(self, bytes_up: int, bytes_down: int, end: End, error: str | None) -> None:
         """The pump has closed both sockets."""
         self._flow = None
         self._over(end, error, bytes_up, bytes_down)
 
-    def _refuse(self, command: Refuse, end: End, error: str | None) -> None:
-        """Say the last word, if there is one, and let the client go."""
-        if not command.reply:
-            self._cut(end, error)
-        elif self._send(command.reply):
-            self._over(end, error)
-            self._relay.say_farewell(self._client, self._watched)
+    # --- the end
 
-    def _cut(self, end: End, error: str | None) -> None:
-        """Reset the client, and whatever was being opened for it."""
-        if self._attempt is not None:
-            self._relay.poller.retire(self._attempt.sock)
-            self._attempt = None
+    def refuse(self, command: Refuse, end: End, error: str | None) -> None:
+        """Say the last word, if there is one, and let the client go."""
+        handshake = self.handshake
+        if handshake is None or not command.reply:
+            self.cut(end, error)
+        elif handshake.send(command.reply):
+            self._over(end, error)
+            self.relay.say_farewell(self.client, handshake.watched)
+        else:
+            self.cut(End.RESET, "the client takes no reply")
+
+    def cut(self, end: End, error: str | None) -> None:
+        """Reset the client, and give up whatever was being opened for it."""
+        if self._upstream is not None:
+            upstream, self._upstream = self._upstream, None
+            self._give_up(upstream)
         self._over(end, error)
-        reset_on_close(self._client)
-        self._relay.poller.retire(self._client)
+        reset_on_close(self.client)
+        self.relay.poller.retire(self.client)
 
     def _over(self, end: End, error: str | None, bytes_up: int = 0, bytes_down: int = 0) -> None:
-        relay = self._relay
+        relay = self.relay
+        handshake = self.handshake
         self._state = _OVER
-        relay.wheel.cancel(self)
-        task, self._task = self._task, None
-        if task is not None and task is not asyncio.current_task(relay.loop):
-            task.cancel()
+        if self.slot:
+            relay.wheel.cancel(self)
+        user: str | None = None
+        tries: tuple[str, ...] = ()
+        if handshake is not None:
+            user, tries = handshake.user, handshake.tries
+            if handshake.quota is not None:
+                handshake.quota.leave(self.address)
+            task, handshake.task = handshake.task, None
+            if task is not None and task is not asyncio.current_task(relay.loop):
+                task.cancel()
         relay.ended(
             self,
             Record(
-                self.id, self.ts, self._acceptor.name, self.peer, self._asked, self._user, self._decision,
-                self._dialed, self._tries, bytes_up, bytes_down,
-                relay.poller.touch() - self.started, end, error,
+                self.id, self.ts, self.acceptor.name, self.peer, self.asked, user, self.decision,
+                self._dialed, tries, bytes_up, bytes_down, relay.poller.touch() - self.started, end, error,
             ),
         )  # fmt: skip
+        # It knows us: kept, the two would wait for the garbage collector.
+        self.handshake = None
 
 
-class _Attempt:
-    """A socket on its way to one address."""
-
-    __slots__ = ("_connection", "sock", "target")
-
-    def __init__(self, connection: Connection, sock: SocketType, target: Endpoint) -> None:
-        self._connection = connection
-        self.sock = sock
-        self.target = target
-
-    def on_event(self, events: int) -> None:
-        """It connected, or failed."""
-        if events & _GONE:
-            self._connection.attempt_failed(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-        elif events & select.EPOLLOUT:
-            self._connection.attempt_succeeded(events)
-
-    def on_crash(self) -> None:
-        """A fault of ours: the client is let go."""
-        self._connection.on_crash()
-
-    def met_itself(self) -> bool:
-        """Whether the kernel connected it to itself: it picked the very port that was asked for."""
-        own = self.sock.getsockname()
-        return bool(own[1] == self.target.port) and endpoint_of(self.sock.family, own) == self.target
-
-
-def endpoint_of(family: int, address: object) -> Endpoint | None:
-    """A socket address of the kernel's as an Endpoint, unmapped; None on a unix socket."""
-    if family not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    assert isinstance(address, tuple)
-    text, port = address[:2]
-    # The kernel names the interface of a link-local address; the policy knows none.
-    packed = socket.inet_pton(family, text if "%" not in text else text.partition("%")[0])
-    return Endpoint(unmap(packed), port)
+def _words(number: int | None) -> str:
+    return os.strerror(number or errno.EIO).lower()
 
 
 def _why_denied(decision: Decision | None) -> str | None:

@@ -24,13 +24,14 @@ _READ_BYTES = 4096
 class Farewell:
     """The last moments of one client's socket."""
 
-    __slots__ = ("_client", "_done", "_poller", "_reads", "_wheel", "slot")
+    __slots__ = ("_client", "_done", "_poller", "_reads", "_wheel", "due", "slot")
 
     def __init__(
         self, client: SocketType, poller: Poller, wheel: Wheel, done: Callable[[Farewell], None]
     ) -> None:
         """`done` is called once, when the socket is closed."""
         self.slot = 0
+        self.due = 0.0
         self._client = client
         self._poller = poller
         self._wheel = wheel

@@ -14,15 +14,13 @@ import select
 import socket
 from typing import TYPE_CHECKING, Protocol
 
-from urelay.engine.pump import BEHIND, OVER, Direction, Pump
+from urelay.engine.pump import BEHIND, KEEPALIVE_FROM_S, OVER, Direction, Pump
 from urelay.engine.record import End
 from urelay.engine.tcp import keep_alive, reset_on_close, unacknowledged
 
 if TYPE_CHECKING:
     from socket import SocketType
 
-_KEEPALIVE_FROM_S = 30.0
-"""Flows that live this long get keepalives and a user timeout; shorter ones save the system calls"""
 _BROKEN = {
     errno.ECONNRESET: (End.RESET, "reset by the {side}"),
     errno.EPIPE: (End.RESET, "reset by the {side}"),
@@ -41,13 +39,13 @@ class Flow:
     """Two directions and what they have in common."""
 
     __slots__ = (
-        "_check_s",
         "_idle_s",
         "_kept_alive",
         "_owner",
         "_pump",
         "_started",
         "down",
+        "due",
         "reset_by",
         "slot",
         "up",
@@ -59,19 +57,21 @@ class Flow:
     """To the client; unset when the flow is over"""
 
     def __init__(self, pump: Pump, client: SocketType, upstream: SocketType, owner: Owner, idle_s: float,
-                 early: bytes = b"") -> None:  # fmt: skip
-        """`early`: what the client sent behind its request. The sockets must be non-blocking."""
+                 early_up: bytes = b"", early_down: bytes = b"") -> None:  # fmt: skip
+        """The sockets must be non-blocking. What was read of them already comes first: `early_up` is what
+        the client sent behind its request, `early_down` what came behind a proxy's answer.
+        """
         now = pump.poller.touch()
         self.slot = 0
-        self.up = up = Direction(pump, client, upstream, early, now)
-        self.down = down = Direction(pump, upstream, client, b"", now)
+        self.due = 0.0
+        self.up = up = Direction(pump, client, upstream, early_up, now)
+        self.down = down = Direction(pump, upstream, client, early_down, now)
         up.back, down.back = down, up
         up.flow = down.flow = self
         self.reset_by = 0.0
         self._pump = pump
         self._owner = owner
         self._idle_s = idle_s
-        self._check_s = min(pump.check_s, idle_s) if idle_s else pump.check_s
         self._started = now
         self._kept_alive = False
 
@@ -86,19 +86,22 @@ class Flow:
                 pump.poller.add(direction.src, direction)
             else:
                 pump.poller.assign(direction.src, direction)
-                if told & (select.EPOLLIN | BEHIND) or direction.back.held:
+                if told & (select.EPOLLIN | BEHIND):
                     # That edge went to somebody else, and comes no more: look what is there.
                     direction.eager = bool(told & BEHIND)
                     pump.poller.again(direction)
-        pump.wheel.set(self, self._started + min(self._check_s, _KEEPALIVE_FROM_S))
+            if direction.held:
+                pump.poller.again(direction)
+        look_s = pump.first_look_s
+        pump.wheel.set(self, self._started + (self._idle_s if 0 < self._idle_s < look_s else look_s))
 
     def on_timer(self, now: float) -> None:
         """Time to see whether anything moved; ends the flow, or sets the next such time."""
-        if not self._kept_alive and now - self._started >= _KEEPALIVE_FROM_S:
+        if not self._kept_alive and now - self._started >= KEEPALIVE_FROM_S:
             self._keep_alive()
         limits = self._pump.limits
         stalled_s = limits.stalled_s
-        wait_s = self._check_s
+        wait_s = min(self._pump.check_s, self._idle_s or self._pump.check_s)
         holds = False
         for direction in (self.up, self.down):
             if direction.held:

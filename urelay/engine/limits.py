@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from urelay.policy.model import ListenerKind
 from urelay.protocols.socks import RECEIVE_SIZE
@@ -44,6 +44,9 @@ class Limits:
     handshake_bytes: int = RECEIVE_SIZE
     """What one client may send before its request is complete, and the most kept for it"""
     max_connections: int = 10_000
+    per_source: int = 2_500
+    """Of these, one client's address may have so many (a listener's `limit` says otherwise): who opens
+    connections and lets them lie is not to shut everybody else out"""
     max_handshakes: int = 1_024
     """Clients that have not said where they want to go. One more ends the oldest of them: somebody
     who means it is done in a moment, and making newcomers wait would serve who wastes our time"""
@@ -54,7 +57,12 @@ class Limits:
         """The defaults, with as many connections and pipes as the descriptor limit carries."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         connections = _connections_for(soft if soft != resource.RLIM_INFINITY else 1 << 20)
-        return cls(max_connections=connections, max_pipes=max(4, connections // 4))
+        return cls().carrying(connections)
+
+    def carrying(self, connections: int) -> Limits:
+        """These limits with room for so many connections, and shares of it in proportion."""
+        share = max(4, connections // 4)
+        return replace(self, max_connections=connections, max_pipes=share, per_source=share)
 
     @property
     def tick_s(self) -> float:

@@ -7,6 +7,7 @@ same listener, asks for the same destination, and so on for ever.
 from __future__ import annotations
 
 import socket
+from collections.abc import Container
 from dataclasses import replace
 from socket import SocketType
 from typing import NamedTuple
@@ -46,6 +47,11 @@ class OwnListeners:
 
     def __init__(self) -> None:
         self._by_port: dict[int, list[_Own]] = {}
+
+    @property
+    def ports(self) -> Container[int]:
+        """The ports of our listeners: a connection to another one needs no closer look."""
+        return self._by_port
 
     def add(self, name: str, sock: SocketType) -> None:
         """Remember a listener. One in another namespace cannot be reached from here: it is left out."""

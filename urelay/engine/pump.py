@@ -74,6 +74,8 @@ BEHIND = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _DEAD = select.EPOLLHUP | select.EPOLLERR
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
+KEEPALIVE_FROM_S = 30.0
+"""Flows that live this long get keepalives and a user timeout; shorter ones save the system calls"""
 _LONGEST_CHECK_S = 60.0
 """Between two looks at a flow whose timeouts are all off"""
 _FIRST_LOOK_S = 0.002
@@ -91,6 +93,7 @@ class Pump:
         "_resetting",
         "buffer",
         "check_s",
+        "first_look_s",
         "limits",
         "pipes",
         "poller",
@@ -105,6 +108,7 @@ class Pump:
         self.check_s = min(limits.half_closed_s or _LONGEST_CHECK_S, limits.stalled_s or _LONGEST_CHECK_S)
         """At most this long between two looks at a flow, so that a half-close, or a reader that stalls,
         is noticed in time without a timer of its own"""
+        self.first_look_s = min(self.check_s, KEEPALIVE_FROM_S)
         self.pipes = PipePool(limits.max_pipes)
         self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 class End(enum.StrEnum):
     """How a connection ended."""
 
+    # Counted and written for every connection: as the text it is, not through Enum's own methods.
+    __hash__ = str.__hash__
+    __format__ = str.__format__  # type: ignore[assignment]
+
     EOF = "eof"
     """Both sides said everything they had to say"""
     RESET = "reset"
@@ -46,10 +50,10 @@ class Record(NamedTuple):
     """Who logged in to the listener"""
     decision: Decision | None
     """The last word of the policy; None when it was never asked"""
-    dialed: str | None
-    """What answered: `10.0.0.1:80`, a unix path, or None"""
-    tries: tuple[str, ...]
-    """Everything that was dialled, in order, where more than one thing was"""
+    way: Endpoint | str | None
+    """What answered: an endpoint, its text, a unix path, or None"""
+    tried: tuple[str, ...]
+    """Everything that was dialled, in order, if it was not just `way`"""
     bytes_up: int
     """Client bytes the other side's kernel took"""
     bytes_down: int
@@ -81,6 +85,16 @@ class Record(NamedTuple):
     def port(self) -> int | None:
         """The port asked for."""
         return None if self.asked is None else self.asked.port
+
+    @property
+    def dialed(self) -> str | None:
+        """What answered as text: `10.0.0.1:80`, a unix path, or None."""
+        return None if self.way is None else str(self.way)
+
+    @property
+    def tries(self) -> tuple[str, ...]:
+        """Everything that was dialled, in order."""
+        return self.tried or (() if self.way is None else (str(self.way),))
 
     @property
     def outcome(self) -> Outcome | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from socket import SocketType
 from typing import TYPE_CHECKING
 
-from urelay.engine.acceptor import Acceptor
+from urelay.engine.acceptor import KINDS, Acceptor
 from urelay.engine.connection import Connection
 from urelay.engine.farewell import Farewell
 from urelay.engine.limits import Limits
@@ -25,19 +25,19 @@ from urelay.engine.loops import CarefulJudge, OwnListeners, first_ephemeral_port
 from urelay.engine.poller import Poller
 from urelay.engine.pump import Pump
 from urelay.engine.record import End, Record
+from urelay.engine.sources import Sources
 from urelay.engine.stats import Stats
 from urelay.engine.timers import Wheel
-from urelay.policy.model import ListenerKind
 
 if TYPE_CHECKING:
     from urelay.engine.dial import Dialer, Judge
+    from urelay.lang.source import Origin
     from urelay.policy.model import Listener
     from urelay.protocols.users import Users
     from urelay.table.evaluate import Table
 
 log = logging.getLogger(__name__)
 
-_KINDS = (ListenerKind.TRANSPARENT, ListenerKind.SOCKS, ListenerKind.FORWARD)
 _SPARE_DESCRIPTORS = 8
 _COMPLAINT_EVERY_S = 1.0
 
@@ -65,8 +65,10 @@ class Relay:
         self._connections: set[Connection] = set()
         self._farewells: set[Farewell] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._sources = Sources()
+        self._quotas: dict[Origin | None, Sources] = {}
+        self._drained: asyncio.Event | None = None
+        """Set when the last connection has ended, if somebody waits for that"""
         self._paused = False
         self._resume_timer: asyncio.TimerHandle | None = None
         self._complained_at = -_COMPLAINT_EVERY_S
@@ -85,13 +87,16 @@ class Relay:
         `users`: who may log in to a socks listener; None lets everybody in. A listener of the same
         name is replaced, and its socket closed.
         """
-        if listener.kind not in _KINDS:
+        if listener.kind not in KINDS:
             raise ValueError(f"`{listener.kind}` listeners are not served")
         self.remove_listener(listener.name)
         idle_s = listener.idle_timeout_s
         if idle_s is None:
             idle_s = self.limits.idle_for(listener.kind)
-        acceptor = Acceptor(self, self.poller, listener, sock, users, idle_s, self.limits.accept_batch)
+        acceptor = Acceptor(
+            self, self.poller, listener, sock, users, idle_s, self.limits.accept_batch,
+            listener.limit_per_source or self.limits.per_source,
+        )  # fmt: skip
         self._acceptors[listener.name] = acceptor
         self.own.add(listener.name, sock)
         if not self._paused:
@@ -111,23 +116,27 @@ class Relay:
 
     # --- what acceptors and connections need
 
-    def has_room(self) -> bool:
-        """Whether one more connection fits; if not, accepting is paused until one ends."""
-        if len(self._connections) < self.limits.max_connections:
-            return not self._paused
-        if not self._paused:
+    def room(self) -> int:
+        """How many more connections fit; if none does, accepting is paused until one ends."""
+        if self._paused:
+            return 0
+        room = self.limits.max_connections - len(self._connections)
+        if room <= 0:
             self._complain(f"{len(self._connections)} connections, as many as allowed: no more are accepted")
             self._pause()
-        return False
+            return 0
+        return room
 
     def welcome(self, acceptor: Acceptor, client: SocketType, address: object) -> None:
         """Take in a client."""
         self._accepted += 1
         connection = Connection(self, acceptor, client, address, self._accepted)
         self._connections.add(connection)
-        self._empty.clear()
         try:
-            connection.begin()
+            if self._sources.enter(address, acceptor.per_source):
+                connection.begin()
+            else:
+                connection.turn_away(acceptor.per_source)
         except Exception:
             log.exception("a connection failed for a reason nobody foresaw")
             connection.on_crash()
@@ -149,6 +158,10 @@ class Relay:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def quota_of(self, route: Origin | None) -> Sources:
+        """The counts of a route that has a limit."""
+        return self._quotas.setdefault(route, Sources())
+
     def judge(self, table: Table) -> Judge:
         """`table`, for a dialer: it also knows that our own listeners lead nowhere."""
         return CarefulJudge(table, self.own)
@@ -162,14 +175,16 @@ class Relay:
     def ended(self, connection: Connection, record: Record) -> None:
         """A connection is over."""
         self._connections.discard(connection)
-        self.handshaking.pop(connection, None)
+        self._sources.leave(connection.address)
+        if connection.handshake is not None:
+            self.handshaking.pop(connection, None)
         self._ended[record.end] += 1
         self._bytes_up += record.bytes_up
         self._bytes_down += record.bytes_down
         if self._paused and self._resume_timer is None:
             self._resume()
-        if not self._connections:
-            self._empty.set()
+        if self._drained is not None and not self._connections:
+            self._drained.set()
         try:
             self._on_end(record)
         except Exception:
@@ -180,9 +195,11 @@ class Relay:
     async def drain(self, timeout_s: float) -> None:
         """Close the listeners, let connections end for `timeout_s`, reset those that have not."""
         self._close_listeners()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._empty.wait()
+        self._drained = asyncio.Event()
+        if self._connections:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._drained.wait()
         self._abort_all("the relay is stopping")
 
     def snapshot(self) -> Stats:

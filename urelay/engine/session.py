@@ -13,12 +13,13 @@ A refusal is the last word: after it the client is only let go.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from urelay.errors import Failure, ProtocolError
 from urelay.net.address import Endpoint
-from urelay.policy.model import DenyHow, Outcome
+from urelay.policy.model import DenyHow, ListenerKind, Outcome
 from urelay.protocols.socks import Request, SocksServer
 from urelay.protocols.users import Users
 from urelay.table.decision import Decision
@@ -36,9 +37,11 @@ class Ask:
     """The client has said where it wants to go: ask the table, then tell `decided`."""
 
     destination: Endpoint
-    user: str | None
-    reply: bytes
+    user: str | None = None
+    reply: bytes = b""
     """To be sent first, perhaps nothing"""
+    source: Endpoint | None = None
+    """Whose connection it is, if the client spoke for somebody else; None: its own"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +112,8 @@ class Session:
         """The way out is open: answers HandOver."""
         return HAND_OVER
 
-    def failed(self, failure: Failure) -> Command:
-        """There is no way out: answers Refuse."""
+    def failed(self, failure: Failure, why: str | None = None) -> Command:
+        """There is no way out: answers Refuse. `why` may be shown to the client."""
         return RESET
 
 
@@ -140,8 +143,8 @@ class SocksSession(Session):
         """The way out is open: answers HandOver, with the reply that says so."""
         return HandOver(self._asked.success(bound), self._machine.leftover)
 
-    def failed(self, failure: Failure) -> Command:
-        """There is no way out: answers Refuse, with the reply that says why."""
+    def failed(self, failure: Failure, why: str | None = None) -> Command:
+        """There is no way out: answers Refuse, with the reply code."""
         return Refuse(self._asked.failure(failure))
 
     @property
@@ -151,3 +154,6 @@ class SocksSession(Session):
 
 
 DIRECT_SESSION = Session()
+
+SESSIONS: Mapping[ListenerKind, Callable[[Users | None], Session]] = {ListenerKind.SOCKS: SocksSession}
+"""How a client is listened to, by the kind of its listener; of the other kinds it is asked nothing"""

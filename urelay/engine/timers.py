@@ -5,6 +5,9 @@ time of their batch in the flow, and the flow looks at it when its turn on the w
 takes another turn if it was too early. So each connection has exactly one place on the wheel, which
 costs a set entry, and a relay without connections has no timer at all.
 
+Asking for a later turn than the one it has moves nobody: the old turn comes, finds that it is too
+early, and sends on. So a connection that connects, flows and ends within seconds is placed once.
+
 Slots are sets, not lists, because most connections end long before their turn: leaving must not
 wait for it.
 """
@@ -20,9 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class Timed(Protocol):
-    """What may stand on the wheel. `slot` belongs to the wheel; it starts as 0."""
+    """What may stand on the wheel. `slot` and `due` belong to the wheel; they start as 0."""
 
     slot: int
+    due: float
 
     def on_timer(self, now: float) -> None:
         """The turn asked for has come, at most two ticks late; `now` is the loop's time."""
@@ -47,7 +51,10 @@ class Wheel:
 
     def set(self, who: Timed, when: float) -> None:
         """Give `who` a turn at the loop time `when`, instead of the one it had."""
+        who.due = when
         if who.slot:
+            if who.slot * self._tick_s <= when:
+                return
             self.cancel(who)
         if self._handle is None:
             # Nothing was due while the wheel stood still.
@@ -61,6 +68,15 @@ class Wheel:
         else:
             slot.add(who)
         self._count += 1
+
+    def hand_over(self, old: Timed, new: Timed) -> None:
+        """Let `new`, who has none, take the place of `old`, if that has one."""
+        slot = self._slots.get(old.slot)
+        if slot is not None:
+            slot.discard(old)
+            slot.add(new)
+            new.slot, new.due = old.slot, old.due
+            old.slot = 0
 
     def cancel(self, who: Timed) -> None:
         """Take `who` off the wheel, if it is there."""
@@ -97,6 +113,9 @@ class Wheel:
                     continue
                 who.slot = 0
                 self._count -= 1
+                if math.ceil(who.due / self._tick_s) > tick:
+                    self.set(who, who.due)
+                    continue
                 try:
                     who.on_timer(now)
                 except Exception:

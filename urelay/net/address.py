@@ -12,6 +12,7 @@ anybody could hand it to a resolver (`0177.1`, `2130706433`, `127.0.0.1\\0.examp
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from typing import NamedTuple, TypeAlias
@@ -75,8 +76,10 @@ def parse_address(text: str) -> Address:
     return bytes(octets)
 
 
+@functools.lru_cache(maxsize=4096)
 def address_text(address: Address) -> str:
     """The canonical text (RFC 5952 for IPv6)."""
+    # Cached, for a relay writes the same few into its log again and again.
     if len(address) == 4:
         return "{}.{}.{}.{}".format(*address)
     return str(ipaddress.IPv6Address(address))

@@ -164,7 +164,6 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _IN, "limit", _V.LIMIT, "limit 200 per source", "connections one source address may have open",
-        served=False,
     ),
     Option(_IN, "idle", _V.DURATION, "idle 1h", "close a connection without a byte for this long"),
     Option(
@@ -190,7 +189,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(_ROUTE, "idle", _V.DURATION, "idle 5m", "close a connection without a byte for this long"),
     Option(
         _ROUTE, "limit", _V.LIMIT, "limit 20 per source",
-        "connections of this route one source address may have open", served=False,
+        "connections of this route one source address may have open",
     ),
     Option(_ROUTE, "tag", _V.WORD, "tag smtp", "a word for the access log"),
     Option(

@@ -14,13 +14,12 @@ calls and an idle one none.
 
 from __future__ import annotations
 
-import json
 import logging
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from urelay.errors import StartError
 from urelay.net.address import printable
+from urelay.services.log_line import line
 from urelay.services.sink import Sink
 
 if TYPE_CHECKING:
@@ -34,10 +33,6 @@ REPORT_S: Final = 10.0
 """How often lost lines are told, while there are lines at all"""
 
 _STANDARD_OUTPUT = 1
-_LONGEST_TEXT = 300
-"""Characters of an error; names are 253 at most"""
-
-_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 _log = logging.getLogger(__name__)
 
 
@@ -101,40 +96,3 @@ def open_sink(path: str) -> Sink:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise StartError(f"cannot write the access log `{printable(path)}`: {reason.lower()}") from None
-
-
-def line(record: Record) -> str:
-    """The line of one connection, with its newline."""
-    entry = {
-        "ts": _timestamp(record.ts),
-        "id": record.id,
-        "policy": record.policy,
-        "listener": record.listener,
-        "source": record.source,
-        "destination": record.destination,
-        "name": record.name,
-        "port": record.port,
-        "outcome": record.outcome,
-        "route": None if record.route is None else str(record.route),
-        "upstream": record.upstream,
-        "dialed": record.dialed,
-        "bytes_up": record.bytes_up,
-        "bytes_down": record.bytes_down,
-        "duration_ms": record.duration_ms,
-        "end": record.end,
-        "error": None if record.error is None else printable(record.error, _LONGEST_TEXT),
-    }
-    if record.tag is not None:
-        entry["tag"] = record.tag
-    if record.wall is not None:
-        entry["wall"] = str(record.wall)
-    if record.log == "full":
-        entry["table"] = record.table
-        entry["rewrites"] = record.rewrites
-        entry["tries"] = record.tries
-    return _encode(entry) + "\n"
-
-
-def _timestamp(seconds: float) -> str:
-    """ISO 8601, UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

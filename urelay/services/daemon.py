@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import gc
 import logging
 import os
@@ -148,7 +147,7 @@ class Daemon:
     def _limits(self) -> Limits:
         limits = Limits.for_this_process()
         if self._options.max_connections is not None:
-            limits = dataclasses.replace(limits, max_connections=self._options.max_connections)
+            limits = limits.carrying(self._options.max_connections)
         return limits
 
     def _begin(self, generation: Generation, opened: Sequence[Opened]) -> None:

@@ -1,0 +1,126 @@
+"""A client before its hand-over: what it says, what it is told, and whether it is still there.
+
+Only clients that are asked something, or that wait for a dial of several steps, have one. It stands
+for the client's socket in the poller until the pump does.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING
+
+from urelay.engine.record import End
+from urelay.engine.session import Ask, Command, Refuse, Reply, Session
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from urelay.engine.connection import Connection
+    from urelay.engine.sources import Sources
+    from urelay.net.address import Endpoint
+
+GONE = select.EPOLLERR | select.EPOLLHUP
+
+
+class Handshake:
+    """What is known of such a client, and its session."""
+
+    __slots__ = (
+        "_connection",
+        "asking",
+        "quota",
+        "session",
+        "source",
+        "task",
+        "told",
+        "tries",
+        "user",
+        "watched",
+    )
+
+    def __init__(self, connection: Connection, session: Session) -> None:
+        self._connection = connection
+        self.session = session
+        self.asking = False
+        """Whether the client has yet to say where it wants to go"""
+        self.watched = False
+        self.told = 0
+        """The events its socket has reported so far"""
+        self.user: str | None = None
+        self.source: Endpoint | None = None
+        """For whom the client spoke, if not for itself"""
+        self.task: asyncio.Task[None] | None = None
+        """The dial of several steps"""
+        self.tries: tuple[str, ...] = ()
+        self.quota: Sources | None = None
+        """Where this connection is counted, if its route has a limit"""
+
+    def ask(self) -> None:
+        """Listen to the client until it has said where it wants to go, or its time is over."""
+        connection = self._connection
+        relay = connection.relay
+        self.asking = True
+        relay.handshaking[connection] = None
+        relay.wheel.set(connection, connection.started + relay.limits.handshake_s)
+        self.watch()
+
+    def watch(self) -> None:
+        """Notice it when the client leaves. Raises OSError."""
+        if not self.watched:
+            self._connection.relay.poller.add(self._connection.client, self)
+            self.watched = True
+
+    def on_event(self, events: int) -> None:
+        """The client sent something, or left."""
+        self.told |= events
+        if self.asking:
+            self._receive()
+        elif events & GONE:
+            self._connection.leave()
+
+    def on_crash(self) -> None:
+        """A fault of ours: let go of the client."""
+        self._connection.on_crash()
+
+    def send(self, data: bytes) -> bool:
+        """Send a whole reply; False for a client that leaves no room for some bytes."""
+        try:
+            return not data or self._connection.client.send(data) == len(data)
+        except OSError:
+            return False
+
+    def _receive(self) -> None:
+        connection = self._connection
+        limit = connection.relay.limits.handshake_bytes
+        while self.asking:
+            try:
+                data = connection.client.recv(limit)
+            except BlockingIOError:
+                return
+            except OSError:
+                connection.leave()
+                return
+            if not data:
+                connection.cut(End.EOF, "the client left before its request was complete")
+                return
+            self._obey(self.session.receive(data))
+
+    def _obey(self, command: Command) -> None:
+        connection = self._connection
+        match command:
+            case Reply():
+                if not self.send(command.data):
+                    connection.cut(End.RESET, "the client takes no reply")
+            case Ask():
+                if not self.send(command.reply):
+                    connection.cut(End.RESET, "the client takes no reply")
+                    return
+                self.asking = False
+                self.user = command.user
+                self.source = command.source
+                connection.relay.handshaking.pop(connection, None)
+                connection.decide(command.destination)
+            case Refuse():
+                connection.refuse(command, End.ERROR, command.error)
+            case _:
+                raise AssertionError(f"{command} answers nothing a client says")
