@@ -16,12 +16,14 @@ from urelay.net.address import Endpoint, Prefix
 from urelay.policy import allow, unserved
 from urelay.policy.check import check_file
 from urelay.policy.model import (
+    AcceptProxy,
     Action,
     Deny,
     DenyHow,
     Destinations,
     Direct,
     FromNat64,
+    HeaderTarget,
     Listener,
     Login,
     Lookup,
@@ -215,6 +217,30 @@ def test_a_namespace_may_be_a_path(tmp_path: Path) -> None:
     assert (
         listener(tmp_path, 'transparent [::]:1080 { netns "/proc/self/ns/net" }').netns == "/proc/self/ns/net"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("transparent fd 3 { accept-proxy from 10.0.0.0/8 }", AcceptProxy((NET10,))),
+        (
+            "redirect fd 3 { accept-proxy from @private as address }",
+            AcceptProxy((NET10,), HeaderTarget.ADDRESS),
+        ),
+        ("socks fd 3 { accept-proxy from 10.0.0.0/8 as name }", AcceptProxy((NET10,))),
+        ('transparent unix "/run/x" { accept-proxy }', AcceptProxy(())),
+        ('transparent unix "/run/x" { accept-proxy as inner }', AcceptProxy((), HeaderTarget.INNER)),
+        ('transparent socketbox "/run/x" { accept-proxy }', AcceptProxy(())),
+        ('transparent socketbox "/run/x" { accept-proxy from 10.0.0.0/8 }', AcceptProxy((NET10,))),
+    ],
+)
+def test_headers_of_a_listener(tmp_path: Path, text: str, expected: AcceptProxy) -> None:
+    policy = sound(tmp_path, f"set private = 10.0.0.0/8\nlisten lan = {text}\nmatch @private -> direct\n")
+    assert policy.listeners["lan"].accept_proxy == expected
+
+
+def test_a_listener_without_headers(tmp_path: Path) -> None:
+    assert listener(tmp_path, "transparent fd 3").accept_proxy is None
 
 
 def test_a_forwarder_has_its_destination(tmp_path: Path) -> None:

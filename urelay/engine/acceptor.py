@@ -21,6 +21,7 @@ from collections.abc import Callable
 from socket import SocketType
 from typing import TYPE_CHECKING, Protocol
 
+from urelay.engine.announced import Announcer
 from urelay.engine.ends import own_end
 from urelay.engine.session import SESSIONS, Session
 from urelay.policy.model import ListenerKind
@@ -63,8 +64,8 @@ class Acceptor:
     """One listener at work."""
 
     __slots__ = (
-        "_batch", "_host", "_poller", "family", "idle_s", "name", "per_source", "reads_destination",
-        "session", "sock", "to", "users",
+        "_batch", "_host", "_poller", "announcer", "family", "idle_s", "name", "per_source",
+        "reads_destination", "session", "sock", "to", "users",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +89,9 @@ class Acceptor:
         self.to = listener.to
         """Where all clients want to go that are not asked; None: the socket tells"""
         self.reads_destination = READS_DESTINATION.get(listener.kind, own_end)
+        accept = listener.accept_proxy
+        self.announcer = None if accept is None else Announcer(accept, self.to, self.new_session)
+        """Of a listener whose clients are announced by PROXY headers"""
         self.sock = sock
         self.users = users
         self.idle_s = idle_s

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from urelay.engine.connect import FAILURES
 from urelay.engine.dial import Asked, Denied, Dialed
-from urelay.engine.ends import endpoint_of, kernel_text, own_end, packed
+from urelay.engine.ends import endpoint_of, kernel_text, own_end, packed, sockaddr
 from urelay.engine.flow import Flow
 from urelay.engine.handshake import GONE, Handshake
 from urelay.engine.record import End, Record
@@ -43,6 +43,7 @@ from urelay.policy.model import Outcome
 
 if TYPE_CHECKING:
     from urelay.engine.acceptor import Acceptor
+    from urelay.engine.announced import Announcer
     from urelay.engine.relay import Relay
     from urelay.policy.model import RouteSettings
     from urelay.table.decision import Decision
@@ -101,7 +102,7 @@ class Connection:
         session = self.acceptor.new_session()
         if session is not None:
             self.handshake = handshake = Handshake(self, session)
-            handshake.ask()
+            handshake.ask(self.relay.limits.handshake_s)
             return
         try:
             asked = self.acceptor.destination(self.client)
@@ -112,6 +113,28 @@ class Connection:
             self.cut(End.ERROR, "its socket does not tell where it wants to go")
         else:
             self.decide(asked)
+
+    def await_header(self, announcer: Announcer) -> None:
+        """Have a PROXY header say first whose connection it is: the address so far is the sender's."""
+        handshake = self.handshake = Handshake(self, announcer.session())
+        handshake.source = sender = endpoint_of(self.acceptor.family, self.address)
+        # Nobody's share is used up before it is known whose it is.
+        self.address = None
+        if announcer.believes(sender):
+            handshake.ask(self.relay.limits.header_s)
+        else:
+            self.cut(End.DENIED, f"PROXY headers of {sender} are not believed")
+
+    def announce(self, source: Endpoint | None) -> bool:
+        """It is `source`'s, or the sender's own if that is None; whether it may go on."""
+        handshake = self.handshake
+        assert handshake is not None
+        if source is not None:
+            handshake.source = source
+        if handshake.source is None:
+            return True
+        _, self.address = sockaddr(handshake.source)
+        return self.relay.enter(self)
 
     def turn_away(self, most: int) -> None:
         """Its address has as many connections as it may."""
@@ -145,7 +168,9 @@ class Connection:
     def on_timer(self, now: float) -> None:
         """The handshake, the attempt to connect or the holding has lasted long enough."""
         if self._state is _HANDSHAKE:
-            self.cut(End.TIMEOUT, f"no complete request in {self.relay.limits.handshake_s:g} s")
+            handshake = self.handshake
+            assert handshake is not None
+            self.cut(End.TIMEOUT, f"no {handshake.session.waits_for} in {handshake.patience_s:g} s")
         elif self._state is _HELD:
             self._over(End.DENIED, _why_denied(self.decision))
             self.relay.poller.retire(self.client)

@@ -133,15 +133,23 @@ class Relay:
         connection = Connection(self, acceptor, client, address, self._accepted)
         self._connections.add(connection)
         try:
-            if self._sources.enter(address, acceptor.per_source):
+            if acceptor.announcer is not None:
+                connection.await_header(acceptor.announcer)
+            elif self.enter(connection):
                 connection.begin()
-            else:
-                connection.turn_away(acceptor.per_source)
         except Exception:
             log.exception("a connection failed for a reason nobody foresaw")
             connection.on_crash()
         if len(self.handshaking) > self.limits.max_handshakes:
             next(iter(self.handshaking)).evict()
+
+    def enter(self, connection: Connection) -> bool:
+        """Count a connection as its address's; one too many is turned away, and this says False."""
+        most = connection.acceptor.per_source
+        if self._sources.enter(connection.address, most):
+            return True
+        connection.turn_away(most)
+        return False
 
     def out_of_room(self, error: OSError) -> None:
         """No descriptor or no memory: accept nobody for a moment, and let go of the reserve."""

@@ -7,6 +7,8 @@ a connection may go. Two kinds exist, by how the client says where it wants to g
     transparent, forward     before it says anything   a reset, whatever the reason
     socks                    in its request            the reply code of that reason (RFC 1928, 6)
 
+A client of either kind may have to be announced first (urelay.engine.announced).
+
 The steps, told in this order: `receive` until it answers Ask; `decided`; `dialed` or `failed`.
 A refusal is the last word: after it the client is only let go.
 """
@@ -45,6 +47,16 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Announced:
+    """The client's connection is `source`'s, and `session` goes on with it: obey `then`."""
+
+    source: Endpoint | None
+    """None: the client spoke for itself"""
+    session: Session
+    then: Command
+
+
+@dataclass(frozen=True, slots=True)
 class Dial:
     """Open the way out, then tell `dialed` or `failed`."""
 
@@ -71,7 +83,7 @@ class HandOver:
     early: bytes = b""
 
 
-Command: TypeAlias = Reply | Ask | Dial | Hold | Refuse | HandOver
+Command: TypeAlias = "Reply | Ask | Announced | Dial | Hold | Refuse | HandOver"
 
 DIAL = Dial()
 HOLD = Hold()
@@ -95,6 +107,9 @@ class Session:
 
     tells_bound = False
     """Whether the client is told the relay's own end of the way out"""
+
+    waits_for = "complete request"
+    """What the client owes while it is listened to"""
 
     def receive(self, data: bytes) -> Command:
         """The client sent `data`: answers Reply, Ask or Refuse."""

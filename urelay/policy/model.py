@@ -431,7 +431,57 @@ class Listener:
         return setting.value if setting is not None and isinstance(setting.value, str) else None
 
     @property
+    def accept_proxy(self) -> AcceptProxy | None:
+        """The PROXY headers its clients begin with; None: they have none."""
+        setting = self.options.get("accept-proxy")
+        return setting.value if setting is not None and isinstance(setting.value, AcceptProxy) else None
+
+    @property
     def limit_per_source(self) -> int | None:
         """Connections one source address may have open; None is the relay's default."""
         setting = self.options.get("limit")
         return setting.value if setting is not None and isinstance(setting.value, int) else None
+
+    @property
+    def idle_timeout_s(self) -> float | None:
+        """Seconds without a byte either way; None is the default for this kind."""
+        setting = self.options.get("idle")
+        return setting.value if setting is not None and isinstance(setting.value, float) else None
+
+
+@frozen
+class DnsService:
+    """A `dns` statement: checked in full; what answers belongs to a later release."""
+
+    name: str
+    place: Place
+    options: Mapping[str, Setting]
+    origin: Origin
+    node: ast.DnsDef = field(repr=False, compare=False)
+
+
+@frozen
+class Policy:
+    """A whole policy: every file it includes, and the guard."""
+
+    path: str
+    digest: str
+    """Hex SHA-256 over every file read (policies, lists, guard): the same digest decides the same"""
+    sources: tuple[Source, ...]
+    documents: tuple[ast.Document, ...] = field(repr=False)
+    upstreams: Mapping[str, Upstream]
+    """By name, those written inline too (`socks5 10.0.0.8:1080`)"""
+    listeners: Mapping[str, Listener]
+    dns: Mapping[str, DnsService]
+    tables: Mapping[str, tuple[Route, ...]]
+    """The routes of each table, `main` always among them; the guard's are apart"""
+    guard: tuple[Route, ...]
+    walls: tuple[Wall, ...]
+    expectations: tuple[Expectation, ...]
+
+
+def packed_source(source: Address | None) -> tuple[int, int]:
+    """A source as (family, integer) for comparing with prefixes; (0, 0) when there is none."""
+    if source is None:
+        return 0, 0
+    return (4 if len(source) == 4 else 6), int.from_bytes(source)
