@@ -36,7 +36,6 @@ def refused(folder: Path, text: str) -> list[tuple[int, str]]:
         ('listen x = transparent socketbox "/run/x"', "a listener at `socketbox`"),
         ("listen x = transparent 127.0.0.1:1 { capture tcp }", "the listener option `capture`"),
         ("listen x = transparent 127.0.0.1:1 { sniff tls }", "the listener option `sniff`"),
-        ("listen x = socks 127.0.0.1:1 { limit 1 per source }", "the listener option `limit`"),
         ("dns x = 127.0.0.1:53 { forward 9.9.9.9:53 }", "`dns`"),
         ("upstream x = http 192.0.2.1:80", "`http` upstreams"),
         ("upstream x = first wg", "`first` upstreams"),
@@ -48,8 +47,6 @@ def refused(folder: Path, text: str) -> list[tuple[int, str]]:
         ("upstream x = direct { send-proxy v1 }", "the upstream option `send-proxy`"),
         ("upstream x = socks5 192.0.2.1:1 { tls }", "the upstream option `tls`"),
         ("match any -> via http 192.0.2.1:80", "`via http`"),
-        ("match any -> direct with limit 1 per source", "the route option `limit`"),
-        ("table t { match any -> direct with limit 1 per source }", "the route option `limit`"),
     ],
 )
 def test_what_cannot_be_served_is_named_with_its_line(tmp_path: Path, text: str, what: str) -> None:
@@ -71,10 +68,10 @@ def test_what_is_served_is_not_refused(tmp_path: Path) -> None:
     upstream a = socks5 192.0.2.1:1 { login env X, dns local, connect 5s, via b }
     upstream b = socks4 { unix "/run/x", login file "x" }
     listen c = socks [::]:1 { netns lan, users "u", idle 1h, table guests from 10.0.0.0/8, table main }
-    listen d = transparent fd 3
+    listen d = transparent fd 3 { limit 9 per source }
     listen e = transparent fd env X
     listen f = forward 127.0.0.1:2 to example.com:25
-    match 192.0.2.0/24 -> via a with idle 5m, tag x, log off
+    match 192.0.2.0/24 -> via a with idle 5m, tag x, log off, limit 5 per source
     match 192.0.2.7 -> via socks5 192.0.2.1:1
     match 192.0.2.8 -> to unix "/run/{port}"
     match 192.0.2.9 -> deny silently

@@ -452,6 +452,7 @@ class Connection:
         user: str | None = None
         tries: tuple[str, ...] = ()
         if handshake is not None:
+            handshake.asking = False
             user, tries = handshake.user, handshake.tries
             if handshake.quota is not None:
                 handshake.quota.leave(self.address)

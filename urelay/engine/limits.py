@@ -11,6 +11,9 @@ from urelay.protocols.socks import RECEIVE_SIZE
 RESERVED_DESCRIPTORS = 64
 """Left out of the connection budget: listeners, logs, reloads, resolvers, namespaces"""
 
+_FEW_CONNECTIONS = 256
+"""No address is held to less, where the relay carries so many"""
+
 
 def _connections_for(descriptors: int) -> int:
     """How many connections fit: two sockets each, and a pipe's two ends for one in four."""
@@ -63,8 +66,12 @@ class Limits:
 
     def carrying(self, connections: int) -> Limits:
         """These limits with room for so many connections, and shares of it in proportion."""
-        share = max(4, connections // 4)
-        return replace(self, max_connections=connections, max_pipes=share, per_source=share)
+        return replace(
+            self,
+            max_connections=connections,
+            max_pipes=max(4, connections // 4),
+            per_source=min(connections, max(_FEW_CONNECTIONS, connections // 4)),
+        )
 
     @property
     def tick_s(self) -> float:
