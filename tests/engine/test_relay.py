@@ -541,7 +541,7 @@ def test_running_out_of_descriptors_pauses_accepting_and_hurts_nobody_connected(
     client = here.connect(address)
     other = here.accepted(server)
     # Its batch is over once the loop has time for this.
-    acceptor = here.thread.call(lambda: here.relay._acceptors["forward"])
+    acceptor = here.thread.call(lambda: here.relay._acceptors[0])
     refusals = []
 
     class Exhausted:

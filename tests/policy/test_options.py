@@ -33,7 +33,10 @@ def policy_with(option: Option, kind: str, written: str) -> str:
             arguments = "" if option.name == "unix" else members.get(kind, "192.0.2.2:1080")
             statement = f"upstream x = {kind} {arguments} {{ {written} }}\nmatch 192.0.2.9 -> via x"
         case Owner.LISTENER:
-            statement = f"listen x = {kind} 127.0.0.1:1080 {{ {written} }}"
+            place = 'unix "/run/x"' if option.name == "mode" else "127.0.0.1:1080"
+            kind = "forward" if option.name == "mode" else kind
+            to = " to 192.0.2.1:25" if kind == "forward" else ""
+            statement = f"listen x = {kind} {place}{to} {{ {written} }}"
         case Owner.DNS:
             statement = f"dns x = 127.0.0.1:53 {{ {written} }}"
         case Owner.ROUTE:

@@ -17,7 +17,8 @@ from urelay.lang import ast
 from urelay.lang.source import Origin, Source, Span
 from urelay.net.address import Endpoint, parse_address
 from urelay.policy.model import Listener, ListenerKind, Place, PlaceKind, Setting
-from urelay.services.listeners import Opener, inherited_descriptors
+from urelay.services.handed import inherited_descriptors
+from urelay.services.listeners import Opener
 
 SPAN = Span(Source.from_text("test.urr", "listen\n"), 0, 6)
 WORD = ast.Word("listen", SPAN)
@@ -180,8 +181,8 @@ def test_junk_in_the_variable_is_refused(text: str, message: str) -> None:
         pytest.param(
             lambda: socket.socket(type=socket.SOCK_DGRAM).detach(), "is not a TCP socket", id="datagram"
         ),
-        pytest.param(lambda: socket.socket(socket.AF_UNIX).detach(), "is not a TCP socket", id="unix"),
-        pytest.param(lambda: socket.socket().detach(), "is a TCP socket that does not listen", id="idle"),
+        pytest.param(lambda: socket.socket(socket.AF_UNIX).detach(), "does not listen", id="unix"),
+        pytest.param(lambda: socket.socket().detach(), "is a socket that does not listen", id="idle"),
     ],
 )
 def test_a_descriptor_that_is_no_listener_is_refused(make, message: str) -> None:

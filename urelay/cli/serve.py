@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped."""
     # First of all: what was open before us is what was handed to us.
-    from urelay.services.listeners import inherited_descriptors
+    from urelay.services.handed import inherited_descriptors
 
     inherited = inherited_descriptors()
 

@@ -8,6 +8,7 @@ the backlog is served later, and who is connected notices nothing.
 
     kind          the destination is                     the client is asked (engine.session)
     transparent   the socket's own address               no
+    redirect      what NAT remembers                     no
     forward       the listener's `to`                    no
     socks         what the client says                   yes
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from urelay.engine.announced import Announcer
 from urelay.engine.ends import own_end
+from urelay.engine.redirected import original_destination
 from urelay.engine.session import SESSIONS, Session
 from urelay.policy.model import ListenerKind
 
@@ -39,7 +41,8 @@ _GONE_ERRORS = frozenset((errno.ECONNABORTED, errno.EPROTO, errno.EPERM))
 _STREAM = int(socket.SOCK_STREAM)
 
 READS_DESTINATION: dict[ListenerKind, Callable[[SocketType], Endpoint | None]] = {
-    ListenerKind.TRANSPARENT: own_end
+    ListenerKind.TRANSPARENT: own_end,
+    ListenerKind.REDIRECT: original_destination,
 }
 """How the destination is read off a client's socket, where that is how it comes; raises OSError"""
 
@@ -64,7 +67,7 @@ class Acceptor:
     """One listener at work."""
 
     __slots__ = (
-        "_batch", "_host", "_poller", "announcer", "family", "idle_s", "name", "per_source",
+        "_batch", "_host", "_poller", "announcer", "family", "idle_s", "is_unix", "name", "per_source",
         "reads_destination", "session", "sock", "to", "users",
     )  # fmt: skip
 
@@ -97,11 +100,12 @@ class Acceptor:
         self.idle_s = idle_s
         self.per_source = per_source
         self.family = int(sock.family)
+        self.is_unix = self.family == socket.AF_UNIX
         self._host = host
         self._poller = poller
         self._batch = batch
         sock.setblocking(False)
-        if self.family != socket.AF_UNIX:
+        if not self.is_unix:
             # Inherited by every client, so none of them costs a system call for it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

@@ -34,6 +34,7 @@ from urelay.engine.dial import Asked, Denied, Dialed
 from urelay.engine.ends import endpoint_of, kernel_text, own_end, packed, sockaddr
 from urelay.engine.flow import Flow
 from urelay.engine.handshake import GONE, Handshake
+from urelay.engine.loops import is_our_own
 from urelay.engine.record import End, Record
 from urelay.engine.session import DIRECT_SESSION, Dial, HandOver, Hold, Refuse, Session
 from urelay.engine.tcp import reset_on_close
@@ -99,6 +100,9 @@ class Connection:
 
     def begin(self) -> None:
         """Find out where the client wants to go: at once, or by asking it."""
+        if self.acceptor.is_unix and is_our_own(self.client):
+            self.cut(End.ERROR, "a connection of our own came back to us")
+            return
         session = self.acceptor.new_session()
         if session is not None:
             self.handshake = handshake = Handshake(self, session)

@@ -6,7 +6,9 @@ same listener, asks for the same destination, and so on for ever.
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 from collections.abc import Container
 from dataclasses import replace
 from socket import SocketType
@@ -19,6 +21,9 @@ from urelay.table.evaluate import Table
 
 _SO_NETNS_COOKIE = 71
 """asm-generic/socket.h, Linux 5.14; not in Python's module"""
+
+_CREDENTIALS = struct.Struct("iII")
+"""struct ucred, unix(7): process, user, group"""
 
 _LOOPBACK = (Prefix(4, 127 << 24, 8), Prefix(6, 1, 128))
 _UNSPECIFIED = (bytes(4), bytes(16))
@@ -80,6 +85,18 @@ class OwnListeners:
             if host == own.address or host in _UNSPECIFIED or (own.address is None and _is_local(host)):
                 return own.listener
         return None
+
+
+def is_our_own(client: SocketType) -> bool:
+    """Whether this very process is at the other end of a unix socket that was accepted.
+
+    A path has many spellings, and a proxy may be one of our listeners: only who has come in tells
+    that a way out led back. Asked before anything is dialled for the client, which ends the circle.
+    """
+    pid, _, _ = _CREDENTIALS.unpack(
+        client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return bool(pid == os.getpid())
 
 
 class CarefulJudge:

@@ -61,7 +61,7 @@ class Relay:
         self.handshaking: dict[Connection, None] = {}
         """Clients that have not said where they want to go, the oldest first"""
         self._on_end = on_end
-        self._acceptors: dict[str, Acceptor] = {}
+        self._acceptors: list[Acceptor] = []
         self._connections: set[Connection] = set()
         self._farewells: set[Farewell] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,12 +84,11 @@ class Relay:
     def add_listener(self, listener: Listener, sock: SocketType, users: Users | None = None) -> None:
         """Accept clients of `sock`, which is listening and becomes the relay's own.
 
-        `users`: who may log in to a socks listener; None lets everybody in. A listener of the same
-        name is replaced, and its socket closed.
+        `users`: who may log in to a socks listener; None lets everybody in. One listener may have
+        several sockets: each is added by a call of its own.
         """
         if listener.kind not in KINDS:
             raise ValueError(f"`{listener.kind}` listeners are not served")
-        self.remove_listener(listener.name)
         idle_s = listener.idle_timeout_s
         if idle_s is None:
             idle_s = self.limits.idle_for(listener.kind)
@@ -97,16 +96,16 @@ class Relay:
             self, self.poller, listener, sock, users, idle_s, self.limits.accept_batch,
             listener.limit_per_source or self.limits.per_source,
         )  # fmt: skip
-        self._acceptors[listener.name] = acceptor
+        self._acceptors.append(acceptor)
         self.own.add(listener.name, sock)
         if not self._paused:
             acceptor.resume()
 
     def remove_listener(self, name: str) -> None:
-        """Accept no more clients of this listener, if there is one, and close its socket."""
-        acceptor = self._acceptors.pop(name, None)
-        if acceptor is not None:
-            self.own.discard(name)
+        """Accept no more clients of this listener, if there is one, and close its sockets."""
+        self.own.discard(name)
+        for acceptor in [one for one in self._acceptors if one.name == name]:
+            self._acceptors.remove(acceptor)
             acceptor.close()
 
     def replace(self, table: Table, dialer: Dialer) -> None:
@@ -242,8 +241,8 @@ class Relay:
         self._release_spare()
 
     def _close_listeners(self) -> None:
-        for name in list(self._acceptors):
-            self.remove_listener(name)
+        while self._acceptors:
+            self.remove_listener(self._acceptors[0].name)
 
     def _abort_all(self, why: str) -> None:
         for connection in list(self._connections):
@@ -255,7 +254,7 @@ class Relay:
         if not self._paused:
             self._paused = True
             self._accept_pauses += 1
-            for acceptor in self._acceptors.values():
+            for acceptor in self._acceptors:
                 acceptor.pause()
 
     def _resume(self) -> None:
@@ -264,7 +263,7 @@ class Relay:
         if len(self._connections) >= self.limits.max_connections:
             return
         self._paused = False
-        for acceptor in self._acceptors.values():
+        for acceptor in self._acceptors:
             acceptor.resume()
 
     def _complain(self, text: str) -> None:

@@ -155,9 +155,13 @@ def _check_place(
             if name in settings:
                 message = f"`{name}` is for a listener at ADDR:PORT"
                 raise flaw("UR109", message, spans[name])
-    if place.kind is PlaceKind.UNIX and kind in _BY_LOCAL_ADDRESS and "accept-proxy" not in settings:
+    if place.kind is not PlaceKind.UNIX and "mode" in settings:
+        raise flaw("UR109", '`mode` is for a listener at unix "PATH"', spans["mode"])
+    # A PROXY header tells what the socket cannot.
+    nowhere = kind in _BY_LOCAL_ADDRESS and "accept-proxy" not in settings
+    if place.kind is PlaceKind.UNIX and nowhere:
         message = f"`{kind}` reads the destination off the socket, and a unix socket has none"
-        raise flaw("UR110", message, _place_span(node))
+        raise flaw("UR110", message, _place_span(node), "a PROXY header tells: accept-proxy")
     if place.endpoint is None or place.endpoint.host not in _WILDCARDS or kind not in _ASKED_FOR_ANYTHING:
         return
     if not settings.keys() & {"users", "open", "netns"}:

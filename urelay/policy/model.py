@@ -425,6 +425,17 @@ class Listener:
         return setting.value if setting is not None and isinstance(setting.value, str) else None
 
     @property
+    def captures(self) -> bool:
+        """Whether every connection is to be brought to this listener (`capture tcp`)."""
+        return "capture" in self.options
+
+    @property
+    def file_mode(self) -> int | None:
+        """The permission bits of the file of a unix socket; None is the relay's default."""
+        setting = self.options.get("mode")
+        return setting.value if setting is not None and isinstance(setting.value, int) else None
+
+    @property
     def users_file(self) -> str | None:
         """The file of `user:password` lines (RFC 1929), resolved against the policy's folder."""
         setting = self.options.get("users")

@@ -33,6 +33,7 @@ class ValueKind(enum.Enum):
     HOST_NAME = "a host name; str"
     ADDRESS = "an address; bytes"
     INTERFACE = "a network interface; str"
+    FILE_MODE = "permission bits, in octal; int"
     MARK = "a number that fits 32 bits; int"
     NAMESPACE = "a name under /run/netns, or a path; str"
     FILE = "a quoted path beside the policy; str"
@@ -171,6 +172,10 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _IN, "open", _V.FLAG, "open", "serve everybody on a wildcard address without a login",
         kinds=_ASKS_LOGIN,
+    ),
+    Option(
+        _IN, "mode", _V.FILE_MODE, "mode 0660",
+        "the bits of the file of a unix socket: who may write to it may connect; 0600 unless told",
     ),
     # --- dns services
     Option(_DNS, "netns", _V.NAMESPACE, "netns lan", "the network namespace to answer in", served=False),

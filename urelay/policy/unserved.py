@@ -15,8 +15,8 @@ from urelay.lang.source import Span
 from urelay.policy.model import ListenerKind, PlaceKind, Policy, UpstreamKind
 from urelay.policy.options import Owner, options_of
 
-LISTENER_KINDS = frozenset({ListenerKind.REDIRECT, ListenerKind.HTTP, ListenerKind.MIXED})
-PLACES = frozenset({PlaceKind.SYSTEMD, PlaceKind.UNIX, PlaceKind.SOCKETBOX})
+LISTENER_KINDS = frozenset({ListenerKind.HTTP, ListenerKind.MIXED})
+PLACES = frozenset({PlaceKind.SOCKETBOX})
 UPSTREAM_KINDS = frozenset({UpstreamKind.HTTP, UpstreamKind.FIRST, UpstreamKind.SPREAD})
 
 

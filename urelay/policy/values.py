@@ -25,6 +25,7 @@ from urelay.policy.words import read_duration, read_endpoint, read_number, read_
 
 _INTERFACE = re.compile(r"[^\s/:]{1,15}")
 _NAMESPACE = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,254}")
+_FILE_MODE = re.compile(r"0?[0-7]{3}")
 _VARIABLE = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
 _TAG = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.:-]{0,63}")
 
@@ -170,6 +171,13 @@ def _mark(node: ast.Option, option: Option, scope: Scope) -> int:
     return read_word(word, lambda text: read_number(text, 1, 0xFFFFFFFF))
 
 
+def _file_mode(node: ast.Option, option: Option, scope: Scope) -> int:
+    (word,) = _words(node, option, 1)
+    if not _FILE_MODE.fullmatch(word.text):
+        raise _wrong(node, option, f"`{printable(word.text)}` is not {_plain(option)}")
+    return int(word.text, 8)
+
+
 def _namespace(node: ast.Option, option: Option, scope: Scope) -> str:
     (word,) = _words(node, option, 1)
     if "/" in word.text:
@@ -291,6 +299,7 @@ _READERS: dict[ValueKind, Callable[[ast.Option, Option, Scope], object]] = {
     ValueKind.HOST_NAME: _host_name,
     ValueKind.ADDRESS: _address,
     ValueKind.INTERFACE: _text(_INTERFACE),
+    ValueKind.FILE_MODE: _file_mode,
     ValueKind.MARK: _mark,
     ValueKind.NAMESPACE: _namespace,
     ValueKind.FILE: _file,

@@ -19,6 +19,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -29,7 +30,7 @@ from urelay.engine.relay import Relay
 from urelay.engine.resolve import Resolver
 from urelay.errors import AddressError, PolicyError, StartError
 from urelay.lang.render import render_text
-from urelay.net.address import Endpoint, parse_address, parse_endpoint
+from urelay.net.address import Endpoint, parse_address, parse_endpoint, printable
 from urelay.services.access_log import AccessLog, open_sink
 from urelay.services.generation import Generation, prepare
 from urelay.services.listeners import Opened, Opener
@@ -83,7 +84,11 @@ def serve(path: str, options: Options) -> int:
         if options.access_log is not None:
             access_sink = open_sink(options.access_log)
             at_exit.callback(access_sink.close)
+        # Called first, for it removes the files of the sockets: last, when nobody is served any more.
+        at_exit.callback(opener.close)
         opened = opener.open(generation.policy.listeners.values())
+        for name in opener.close_others():
+            _log.warning("no listener uses the socket `%s` that systemd handed over", name)
         daemon = Daemon(path, options, opener, resolver, error_sink)
         asyncio.run(daemon.run(generation, opened, access_sink))
     return 0
@@ -110,7 +115,7 @@ class Daemon:
         self._in_a_hurry = False
         self._patience: asyncio.Timeout | None = None
         self._access_log: AccessLog | None = None
-        self._opened: dict[str, Opened] = {}
+        self._opened: list[Opened] = []
 
     async def run(self, generation: Generation, opened: Sequence[Opened], access_sink: Sink | None) -> None:
         """Relay until a signal says stop, then until the last connection ended or patience did."""
@@ -158,13 +163,17 @@ class Daemon:
             self._add(one)
 
     def _add(self, one: Opened) -> None:
-        name = one.listener.name
-        self._relay.add_listener(one.listener, one.sock, self._generation.users.get(name))
-        self._opened[name] = one
+        self._relay.add_listener(one.listener, one.sock, self._generation.users.get(one.listener.name))
+        self._opened.append(one)
+
+    def _stop_accepting(self) -> None:
+        for one in self._opened:
+            self._relay.remove_listener(one.listener.name)
+        self._opened.clear()
 
     def _announce(self) -> None:
         """The one line that says everything listens: scripts wait for it, so it bears no time."""
-        listeners = ", ".join(_described(one) for one in self._opened.values()) or "nothing listens"
+        listeners = ", ".join(_described(one) for one in self._opened) or "nothing listens"
         self._error_sink.write(f"urelay: serving {self._generation.title}: {listeners}\n".encode())
         self._notifier.ready(self._status)
 
@@ -208,12 +217,10 @@ class Daemon:
 
     def _swap(self, generation: Generation) -> None:
         """Make another generation the one that runs; on StartError nothing has changed."""
-        held = {one.key: one.sock for one in self._opened.values()}
+        held = {one.key: one.sock for one in self._opened}
         opened = self._opener.open(generation.policy.listeners.values(), held)
         self._relay.replace(generation.table, self._dialer(generation))
-        for name in self._opened:
-            self._relay.remove_listener(name)
-        self._opened.clear()
+        self._stop_accepting()
         self._begin(generation, opened)
 
     def _show(self, diagnostics: Sequence[Diagnostic]) -> None:
@@ -235,8 +242,7 @@ class Daemon:
 
     async def _drain(self) -> None:
         """Accept nobody any more, and wait for those who are connected."""
-        for name in self._opened:
-            self._relay.remove_listener(name)
+        self._stop_accepting()
         active = self._relay.snapshot().active
         if active:
             who = "1 connection" if active == 1 else f"{active} connections"
@@ -254,6 +260,8 @@ class Daemon:
 def _described(one: Opened) -> str:
     """`lan transparent [::]:1080 in netns lan`."""
     listener, bound = one.listener, one.sock.getsockname()
+    if one.sock.family == socket.AF_UNIX:
+        return f"{listener.name} {listener.kind} {printable(os.fsdecode(bound))}"
     # A link-local address comes with a zone, which is the interface's business.
     endpoint = Endpoint(parse_address(bound[0].partition("%")[0]), bound[1])
     where = f" in netns {listener.netns}" if listener.netns is not None else ""

@@ -6,29 +6,27 @@ list. A socket is known by its *key*, the place it listens on, not by its listen
 policy is reloaded, a listener that was renamed, or that became another kind on the same port, keeps
 its socket, and no waiting client is lost.
 
-Descriptors inherited from whoever started us (`fd N`, `fd env NAME`) are taken only if they were
-open when the process began: a number must never come to mean one of our own sockets. They are
-borrowed (duplicated) until everything else is known to be right, and ours from then on.
+What was handed to this process is urelay.services.handed's business, the files of unix sockets
+urelay.services.unix_place's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import re
 import socket
-import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from urelay.errors import StartError
 from urelay.namespaces.enter import identity, listening_socket
 from urelay.net.address import address_text, printable
 from urelay.policy.model import ListenerKind, PlaceKind
+from urelay.services.handed import HandedOver, duplicate
+from urelay.services.unix_place import OWNER_ONLY, SocketFile, listen_at, set_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 
     from urelay.net.address import Endpoint
     from urelay.policy.model import Listener, Place
@@ -40,8 +38,8 @@ BACKLOG = 4096
 _IP_TRANSPARENT = 19
 _IPV6_TRANSPARENT = 75
 
-_STANDARD_STREAMS = (0, 1, 2)
-_DESCRIPTOR = re.compile(r"[0-9]{1,7}")
+_BY_LOCAL_ADDRESS = frozenset({ListenerKind.TRANSPARENT, ListenerKind.REDIRECT})
+"""These learn from the socket's own address where its clients want to go"""
 
 _WHY_NOT_BOUND = {
     errno.EADDRINUSE: "the port is in use",
@@ -51,8 +49,15 @@ _WHY_NOT_BOUND = {
 }
 """What binding says, for the person who must act; anything else speaks in the system's words."""
 
-Key: TypeAlias = "tuple[Place, tuple[int, int] | None]"
-"""A place, and the identity of the namespace it is in (None: our own)."""
+
+class Key(NamedTuple):
+    """What makes a socket the same one after a reload."""
+
+    place: Place
+    namespace: tuple[int, int] | None
+    """The identity of the namespace it is in; None: our own"""
+    number: int = 0
+    """Which of several at this place: systemd may hand over more than one under a name"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +72,14 @@ class Opened:
 class Opener:
     """Opens what listeners ask for. `inherited` are the descriptors this process was started with."""
 
-    def __init__(self, environ: Mapping[str, str], inherited: Iterable[int]) -> None:
-        self._environ = environ
-        self._inherited = set(inherited).difference(_STANDARD_STREAMS)
+    def __init__(self, environ: MutableMapping[str, str], inherited: Iterable[int]) -> None:
+        self._handed = HandedOver(environ, inherited)
+        self._files: dict[Key, SocketFile] = {}
 
     def open(
         self, listeners: Iterable[Listener], held: Mapping[Key, socket.socket] | None = None
     ) -> list[Opened]:
-        """A socket for each listener, in their order.
+        """The sockets of each listener, in their order: one, or as many as systemd handed over.
 
         `held` are the sockets the relay listens on already: where a key fits, the listener gets
         another descriptor of that socket. Raises StartError with every listener that failed; then
@@ -84,68 +89,84 @@ class Opener:
         opened: list[Opened] = []
         problems = []
         claimed: set[int] = set()
+        made: dict[Key, SocketFile] = {}
         for listener in listeners:
             try:
-                key = _key(listener)
-                again = spare.pop(key, None)
-                sock = self._open(listener, claimed) if again is None else _duplicate(again.fileno())
-                opened.append(Opened(listener, key, sock))
-                _set_options(listener, sock)
+                for key, sock in self._sockets(listener, spare, claimed, made):
+                    opened.append(Opened(listener, key, sock))
+                    _check(listener, sock)
+                    _set_options(listener, sock)
             except StartError as error:
                 problems.append(f"{listener.origin}: listener `{listener.name}`: {error}")
         if problems:
             for one in opened:
                 one.sock.close()
+            for file in made.values():
+                file.remove()
             raise StartError(*problems)
-        for descriptor in claimed:
-            os.close(descriptor)
-        self._inherited -= claimed
+        self._handed.keep(claimed)
+        self._settle_files(opened, made)
         return opened
 
-    def _open(self, listener: Listener, claimed: set[int]) -> socket.socket:
+    def close_others(self) -> tuple[str, ...]:
+        """Close the inherited descriptors nobody asked for; names that systemd used in vain."""
+        return self._handed.close_others()
+
+    def close(self) -> None:
+        """Remove the files of unix sockets: the relay is at its end."""
+        while self._files:
+            self._files.popitem()[1].remove()
+
+    def _sockets(
+        self,
+        listener: Listener,
+        spare: dict[Key, socket.socket],
+        claimed: set[int],
+        made: dict[Key, SocketFile],
+    ) -> Iterator[tuple[Key, socket.socket]]:
         place = listener.place
-        if place.kind is PlaceKind.ADDRESS and place.endpoint is not None:
-            return _listen(place.endpoint, listener.netns)
-        if place.kind is PlaceKind.FD and place.fd is not None:
-            return self._take(place.fd, claimed)
-        if place.kind is PlaceKind.FD_ENV and place.text is not None:
-            return self._take(self._descriptor_in(place.text), claimed)
-        # urelay.policy.unserved names these before anything is opened.
-        raise StartError(f"a place of the kind `{place.kind}` cannot be served")
+        key = _key(listener)
+        again = sorted(one for one in spare if one[:2] == key[:2])
+        if again:
+            for one in again:
+                yield one, duplicate(spare.pop(one).fileno())
+        elif place.kind is PlaceKind.ADDRESS and place.endpoint is not None:
+            yield key, _listen(place.endpoint, listener.netns)
+        elif place.kind is PlaceKind.FD and place.fd is not None:
+            yield key, self._handed.numbered(place.fd, claimed)
+        elif place.text is None:
+            raise AssertionError(f"a place of the kind `{place.kind}` without its text")
+        elif place.kind is PlaceKind.FD_ENV:
+            yield key, self._handed.numbered(self._handed.in_variable(place.text), claimed)
+        elif place.kind is PlaceKind.SYSTEMD:
+            for number, descriptor in enumerate(self._handed.from_systemd(place.text)):
+                yield key._replace(number=number), self._handed.numbered(descriptor, claimed)
+        elif place.kind is PlaceKind.UNIX:
+            sock, made[key] = listen_at(place.text, _mode(listener), BACKLOG)
+            yield key, sock
+        else:
+            # urelay.policy.unserved names these before anything is opened.
+            raise StartError(f"a place of the kind `{place.kind}` cannot be served")
 
-    def _descriptor_in(self, variable: str) -> int:
-        text = self._environ.get(variable)
-        if text is None:
-            raise StartError(f"the environment variable `{printable(variable)}` is not set")
-        if not _DESCRIPTOR.fullmatch(text):
-            raise StartError(
-                f"the environment variable `{variable}` is `{printable(text)}`, which is no descriptor"
-            )
-        return int(text)
-
-    def _take(self, descriptor: int, claimed: set[int]) -> socket.socket:
-        if descriptor in claimed:
-            raise StartError(f"descriptor {descriptor} belongs to another listener")
-        if descriptor not in self._inherited:
-            raise StartError(f"descriptor {descriptor} was not handed to this process")
-        sock = _duplicate(descriptor)
-        try:
-            _check_listening(sock, f"descriptor {descriptor}")
-        except StartError:
-            sock.close()
-            raise
-        claimed.add(descriptor)
-        return sock
-
-
-def inherited_descriptors() -> frozenset[int]:
-    """Every descriptor that is open now; to be called before the process opens any of its own."""
-    # The folder's own descriptor is in the list too, and closed by the time we look.
-    return frozenset(int(name) for name in os.listdir("/proc/self/fd") if _is_open(int(name)))
+    def _settle_files(self, opened: Iterable[Opened], made: Mapping[Key, SocketFile]) -> None:
+        """Remove the files of sockets that are no longer listened on; keep the others to their mode."""
+        by_key = {one.key: one.listener for one in opened}
+        for key in list(self._files):
+            if key not in by_key:
+                self._files.pop(key).remove()
+            elif key.place.text is not None:
+                # A file that was taken away, or replaced, meanwhile is nobody's to change.
+                with contextlib.suppress(OSError):
+                    set_mode(key.place.text, _mode(by_key[key]))
+        self._files.update(made)
 
 
 def _key(listener: Listener) -> Key:
-    return listener.place, None if listener.netns is None else identity(listener.netns)
+    return Key(listener.place, None if listener.netns is None else identity(listener.netns))
+
+
+def _mode(listener: Listener) -> int:
+    return OWNER_ONLY if listener.file_mode is None else listener.file_mode
 
 
 def _listen(endpoint: Endpoint, netns: str | None) -> socket.socket:
@@ -177,27 +198,28 @@ def _bind(address: bytes, port: int) -> socket.socket:
     return sock
 
 
-def _duplicate(descriptor: int) -> socket.socket:
-    """A socket object with a descriptor of its own; raises StartError."""
-    try:
-        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            raise StartError(f"descriptor {descriptor} is not a socket")
-        return socket.socket(fileno=os.dup(descriptor))
-    except OSError as error:
-        raise StartError(f"descriptor {descriptor} cannot be used: {_reason(error)}") from None
-
-
-def _check_listening(sock: socket.socket, called: str) -> None:
-    """Raises StartError unless it is a TCP socket that listens."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+def _check(listener: Listener, sock: socket.socket) -> None:
+    """Raises StartError unless it is a stream socket that listens, and of use to this listener."""
+    called = {
+        PlaceKind.FD: f"descriptor {listener.place.fd}",
+        PlaceKind.FD_ENV: f"the descriptor in `{listener.place.text}`",
+        PlaceKind.SYSTEMD: f"the socket `{listener.place.text}` of systemd",
+    }.get(listener.place.kind, "the socket")
+    families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+    if sock.family not in families or sock.type != socket.SOCK_STREAM:
         raise StartError(f"{called} is not a TCP socket")
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise StartError(f"{called} is a TCP socket that does not listen")
+        raise StartError(f"{called} is a socket that does not listen")
+    by_address = listener.kind in _BY_LOCAL_ADDRESS and "accept-proxy" not in listener.options
+    if by_address and sock.family == socket.AF_UNIX:
+        raise StartError(f"{called} is a unix socket, which has no destination: `{listener.kind}` needs one")
 
 
 def _set_options(listener: Listener, sock: socket.socket) -> None:
     """What every listening socket needs, however it came to us; safe to repeat."""
     sock.setblocking(False)
+    if sock.family == socket.AF_UNIX:
+        return
     # Accepted sockets inherit it, which saves a call for each.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if listener.kind is ListenerKind.TRANSPARENT:
@@ -208,14 +230,6 @@ def _set_options(listener: Listener, sock: socket.socket) -> None:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
             else:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 def _reason(error: OSError) -> str:
