@@ -30,7 +30,6 @@ def refused(folder: Path, text: str) -> list[tuple[int, str]]:
     [
         ("listen x = http 127.0.0.1:1080", "`http` listeners"),
         ("listen x = mixed 127.0.0.1:1080", "`mixed` listeners"),
-        ('listen x = transparent socketbox "/run/x"', "a listener at `socketbox`"),
         ("listen x = transparent 127.0.0.1:1 { capture tcp }", "the listener option `capture`"),
         ("listen x = transparent 127.0.0.1:1 { sniff tls }", "the listener option `sniff`"),
         ("dns x = 127.0.0.1:53 { forward 9.9.9.9:53 }", "`dns`"),

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from urelay.policy.model import Listener
     from urelay.protocols.users import Users
 
-_ROOM_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+ROOM_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""The kernel has no room for another client"""
 _GONE_ERRORS = frozenset((errno.ECONNABORTED, errno.EPROTO, errno.EPERM))
 """One client left, or a firewall took it: the next may be fine (accept(2), "Error handling")"""
 
@@ -149,7 +150,7 @@ class Acceptor:
             except OSError as error:
                 if error.errno in _GONE_ERRORS:
                     continue
-                if error.errno in _ROOM_ERRORS:
+                if error.errno in ROOM_ERRORS:
                     host.out_of_room(error)
                     return
                 raise

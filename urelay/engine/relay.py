@@ -24,10 +24,12 @@ from urelay.engine.limits import Limits
 from urelay.engine.loops import CarefulJudge, OwnListeners, first_ephemeral_port
 from urelay.engine.poller import Poller
 from urelay.engine.pump import Pump
+from urelay.engine.receiver import Receiver
 from urelay.engine.record import End, Record
 from urelay.engine.sources import Sources
 from urelay.engine.stats import Stats
 from urelay.engine.timers import Wheel
+from urelay.policy.model import PlaceKind
 
 if TYPE_CHECKING:
     from urelay.engine.dial import Dialer, Judge
@@ -82,7 +84,9 @@ class Relay:
     # --- listeners
 
     def add_listener(self, listener: Listener, sock: SocketType, users: Users | None = None) -> None:
-        """Accept clients of `sock`, which is listening and becomes the relay's own.
+        """Accept clients of `sock`, which becomes the relay's own.
+
+        It is listening, or bound and brings descriptors, if the listener's place is a socketbox.
 
         `users`: who may log in to a socks listener; None lets everybody in. One listener may have
         several sockets: each is added by a call of its own.
@@ -92,7 +96,8 @@ class Relay:
         idle_s = listener.idle_timeout_s
         if idle_s is None:
             idle_s = self.limits.idle_for(listener.kind)
-        acceptor = Acceptor(
+        kind = Receiver if listener.place.kind is PlaceKind.SOCKETBOX else Acceptor
+        acceptor = kind(
             self, self.poller, listener, sock, users, idle_s, self.limits.accept_batch,
             listener.limit_per_source or self.limits.per_source,
         )  # fmt: skip

@@ -155,8 +155,9 @@ def _check_place(
             if name in settings:
                 message = f"`{name}` is for a listener at ADDR:PORT"
                 raise flaw("UR109", message, spans[name])
-    if place.kind is not PlaceKind.UNIX and "mode" in settings:
-        raise flaw("UR109", '`mode` is for a listener at unix "PATH"', spans["mode"])
+    if place.kind not in _IN_FILES and "mode" in settings:
+        message = '`mode` is for a listener at unix "PATH" or socketbox "PATH"'
+        raise flaw("UR109", message, spans["mode"])
     # A PROXY header tells what the socket cannot.
     nowhere = kind in _BY_LOCAL_ADDRESS and "accept-proxy" not in settings
     if place.kind is PlaceKind.UNIX and nowhere:

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from urelay.lang import ast
 from urelay.lang.diagnostics import Diagnostic, Label, diagnostic
 from urelay.lang.source import Span
-from urelay.policy.model import ListenerKind, PlaceKind, Policy, UpstreamKind
+from urelay.policy.model import ListenerKind, Policy, UpstreamKind
 from urelay.policy.options import Owner, options_of
 
 LISTENER_KINDS = frozenset({ListenerKind.HTTP, ListenerKind.MIXED})
-PLACES = frozenset({PlaceKind.SOCKETBOX})
 UPSTREAM_KINDS = frozenset({UpstreamKind.HTTP, UpstreamKind.FIRST, UpstreamKind.SPREAD})
 
 
@@ -39,8 +38,6 @@ def _in_statement(node: ast.Statement) -> Iterator[tuple[str, Span]]:
         case ast.ListenDef():
             if node.kind.text in LISTENER_KINDS:
                 yield f"`{node.kind.text}` listeners", node.kind.span
-            if node.place[0].text in PLACES:
-                yield f"a listener at `{node.place[0].text}`", node.place[0].span
             yield from _options(node.options, Owner.LISTENER, node.kind.text)
         case ast.DnsDef():
             yield "`dns`", node.name.span
