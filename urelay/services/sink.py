@@ -5,11 +5,16 @@ event loop hands over bytes and goes on; what the thread has not written yet is 
 comes beyond the bound is dropped, whole lines at a time, and counted: the sink is asked now and
 then how many were lost (`take_dropped`), and somebody says so.
 
-INVARIANT `_waiting` counts exactly the bytes handed over and not yet written or given up.
+There is no lock: the event loop would wait for it whenever the thread holds it and waits for the
+interpreter, milliseconds at a time. Instead each counter has one writer, and the other side only
+reads it.
+
+INVARIANT `_handed - _done` is exactly the bytes handed over and not yet written or given up.
 """
 
 from __future__ import annotations
 
+import collections
 import os
 import queue
 import select
@@ -30,10 +35,14 @@ class Sink:
         self._limit = limit
         # Bytes to write, a path to open instead, or None: the end.
         self._queue: queue.SimpleQueue[bytes | str | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._dropped = 0
-        self._trouble: str | None = None
+        # Written by the event loop's thread:
+        self._handed = 0
+        self._refused = 0
+        self._told = 0
+        # Written by the sink's own:
+        self._done = 0
+        self._failed = 0
+        self._trouble: collections.deque[str] = collections.deque(maxlen=1)
         # A full disk may take half a line; the next one then begins on a line of its own.
         self._torn = False
         # A daemon: a destination that never takes another byte must not keep the process alive.
@@ -49,11 +58,10 @@ class Sink:
 
     def write(self, data: bytes) -> None:
         """Hand over whole lines; returns at once. They may be dropped, and are then counted."""
-        with self._lock:
-            if self._waiting + len(data) > self._limit:
-                self._dropped += data.count(b"\n")
-                return
-            self._waiting += len(data)
+        if self._handed - self._done + len(data) > self._limit:
+            self._refused += data.count(b"\n")
+            return
+        self._handed += len(data)
         self._queue.put(data)
 
     def reopen(self) -> None:
@@ -63,21 +71,19 @@ class Sink:
 
     def take_dropped(self) -> int:
         """How many lines were lost since the last time this was asked."""
-        with self._lock:
-            dropped, self._dropped = self._dropped, 0
-        return dropped
+        lost = self._refused + self._failed
+        news, self._told = lost - self._told, lost
+        return news
 
     def take_trouble(self) -> str | None:
         """What the system said when writing or opening last failed, once; None: nothing new."""
-        with self._lock:
-            trouble, self._trouble = self._trouble, None
-        return trouble
+        return self._trouble.pop() if self._trouble else None
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Write what waits, for so long at most, and end; whether everything was written."""
         self._queue.put(None)
         self._thread.join(timeout_s)
-        return not self._thread.is_alive() and self._waiting == 0
+        return not self._thread.is_alive() and self._handed == self._done
 
     # --- the thread
 
@@ -85,11 +91,9 @@ class Sink:
         while True:
             item = self._queue.get()
             if isinstance(item, bytes):
-                written = self._write_one(item)
-                with self._lock:
-                    self._waiting -= len(item)
-                    if not written:
-                        self._dropped += item.count(b"\n")
+                if not self._write_one(item):
+                    self._failed += item.count(b"\n")
+                self._done += len(item)
             elif isinstance(item, str):
                 self._open_again(item)
             else:
@@ -125,8 +129,7 @@ class Sink:
         self._descriptor = descriptor
 
     def _note(self, error: OSError) -> None:
-        with self._lock:
-            self._trouble = (error.strerror or str(error)).lower()
+        self._trouble.append((error.strerror or str(error)).lower())
 
 
 def _open(path: str) -> int:
