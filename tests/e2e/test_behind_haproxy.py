@@ -1,4 +1,4 @@
-"""A real HAProxy in front of the relay: it announces its clients, or hands their connections over.
+"""A real HAProxy in front of `rules/behind-haproxy.urr`: it announces its clients, or hands them over.
 
     inside ---- lb (HAProxy) ---- box (the relay, and the servers)
 
@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e import peers, programs
 from tests.e2e.conftest import Serve
+from tests.e2e.relay import ROOT
 from tests.e2e.rig import Namespace, Network
 
 pytestmark = [pytest.mark.netns, pytest.mark.peer("haproxy")]
@@ -46,6 +47,21 @@ def lab(net: Network, stack: ExitStack) -> Lab:
     return Lab(net, stack)
 
 
+def policy(folder: Path) -> str:
+    """The policy that ships, with this lab's addresses."""
+    text = (ROOT / "rules" / "behind-haproxy.urr").read_text(encoding="utf-8")
+    for old, new in (
+        ("192.0.2.0/28, 2001:db8:1::/64", f"{FRONT}, {FRONT6}"),
+        ("10.7.0.0/16, 2001:db8:7::/48", f"{INSIDE}, {INSIDE6}"),
+        ("from 10.7.3.4", f"from {INSIDE}"),
+        ("192.0.2.10:", f"{BOX}:"),
+        ("/run/urelay/", f"{folder}/"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
 def get(netns: Namespace, host: str, port: int = 8080) -> str:
     """What the web server at an address says, `""` for a reset."""
     try:
@@ -60,21 +76,14 @@ def get(netns: Namespace, host: str, port: int = 8080) -> str:
 def test_clients_behind_haproxy_are_known_and_go_where_they_wanted(
     lab: Lab, stack: ExitStack, serve: Serve, tmp_path: Path, version: str
 ) -> None:
-    relay = serve(
-        f"""\
-        listen edge = transparent [::]:1080 {{ accept-proxy from {{ {FRONT}, {FRONT6} }} }}
-        match 198.51.100.0/24 from {INSIDE}/32 -> direct
-        match 2001:db8:51::/48 from {INSIDE6}/128 -> direct
-        """,
-        lab.box,
-    )
+    relay = serve(policy(tmp_path), lab.box)
     balancer = programs.haproxy(
         tmp_path,
         lab.lb,
         f"""\
         listen web
             bind :::8080 v4v6
-            server relay {BOX}:1080 {version}
+            server relay {BOX}:1081 {version}
         """,
         8080,
     )
@@ -86,18 +95,12 @@ def test_clients_behind_haproxy_are_known_and_go_where_they_wanted(
     assert [record["destination"] for record in records] == list(SERVERS)
     assert [record["end"] for record in records] == ["eof", "eof"]
     # Who is not the load balancer is not believed, and not even read.
-    assert get(lab.box, BOX, 1080) == ""
+    assert get(lab.box, BOX, 1081) == ""
     assert "not believed" in relay.records(3)[2]["error"]
 
 
 def test_a_socks_server_behind_haproxy(lab: Lab, stack: ExitStack, serve: Serve, tmp_path: Path) -> None:
-    relay = serve(
-        f"""\
-        listen socks = socks {BOX}:1080 {{ accept-proxy from {FRONT} }}
-        match any from {INSIDE}/32 -> direct
-        """,
-        lab.box,
-    )
+    relay = serve(policy(tmp_path), lab.box)
     balancer = programs.haproxy(
         tmp_path,
         lab.lb,
@@ -119,21 +122,14 @@ def test_a_socks_server_behind_haproxy(lab: Lab, stack: ExitStack, serve: Serve,
 
 def test_haproxy_comes_by_a_unix_socket(lab: Lab, stack: ExitStack, serve: Serve, tmp_path: Path) -> None:
     """Its file's mode says who may come, so `from` is not needed."""
-    path = tmp_path / "edge.sock"
-    relay = serve(
-        f"""\
-        listen edge = transparent unix "{path}" {{ accept-proxy }}
-        match 198.51.100.0/24 from {INSIDE}/32 -> direct
-        """,
-        lab.box,
-    )
+    relay = serve(policy(tmp_path), lab.box)
     balancer = programs.haproxy(
         tmp_path,
         lab.lb,
         f"""\
         listen web
             bind :8080
-            server relay unix@{path} send-proxy-v2
+            server relay unix@{tmp_path}/edge.sock send-proxy-v2
         """,
         8080,
     )
@@ -145,16 +141,9 @@ def test_haproxy_comes_by_a_unix_socket(lab: Lab, stack: ExitStack, serve: Serve
 
 def test_haproxy_hands_its_connections_over(lab: Lab, stack: ExitStack, serve: Serve, tmp_path: Path) -> None:
     """`sockpair@` sends one end of a socketpair; the header that comes through it says the rest."""
-    path = tmp_path / "box"
-    relay = serve(
-        f"""\
-        listen box = transparent socketbox "{path}" {{ accept-proxy }}
-        match 198.51.100.0/24 from {INSIDE}/32 -> direct
-        """,
-        lab.box,
-    )
+    relay = serve(policy(tmp_path), lab.box)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.connect(str(path))
+        sender.connect(str(tmp_path / "box"))
         balancer = programs.haproxy(
             tmp_path,
             lab.lb,
