@@ -30,9 +30,10 @@ from socket import SocketType
 from typing import TYPE_CHECKING
 
 from urelay.engine.connect import FAILURES
-from urelay.engine.dial import Asked, Denied, Dialed
+from urelay.engine.dial import Asked, Denied, Dialed, socket_path
 from urelay.engine.ends import endpoint_of, kernel_text, own_end, packed, sockaddr
 from urelay.engine.flow import Flow
+from urelay.engine.hand_over import hand_over, sender_to
 from urelay.engine.handshake import GONE, Handshake
 from urelay.engine.loops import is_our_own
 from urelay.engine.record import End, Record
@@ -220,7 +221,11 @@ class Connection:
         command = self._session.decided(decision)
         match command:
             case Dial():
-                if self._is_within(decision.settings):
+                if not self._is_within(decision.settings):
+                    return
+                if decision.outcome is Outcome.SOCKETBOX:
+                    self._give_away(decision)
+                else:
                     self._dial_in_a_task(decision)
             case Hold():
                 self._hold()
@@ -329,6 +334,45 @@ class Connection:
         self.relay.poller.retire(upstream)
         self._tried((str(self._dialed),))
         self._dialed = None
+
+    # --- no way out, but another owner
+
+    def _give_away(self, decision: Decision) -> None:
+        """Hand the client itself over, after the answer it may wait for."""
+        assert self.asked is not None
+        handshake = self._own_handshake()
+        command = handshake.session.dialed(None)
+        assert isinstance(command, HandOver)
+        whom = Asked(self.asked, self._source, self.acceptor.name)
+        try:
+            path = socket_path(decision, decision.destination or self.asked, whom)
+            self._tried((path,))
+            if command.early:
+                raise DialError(Failure.ERROR, f"{path}: the client sent more than its request already")
+            sender = sender_to(path)
+            own = self.relay.own_box(sender.getpeername())
+            if own is not None:
+                sender.close()
+                raise DialError(Failure.REFUSED, f"{path} is our own listener `{own}`")
+        except DialError as error:
+            self._fail(error.failure, str(error))
+            return
+        with sender:
+            if handshake.watched:
+                # Now: closing our descriptor will not make the kernel forget a socket others have.
+                self.relay.poller.remove(self.client)
+                handshake.watched = False
+            if not handshake.send(command.reply):
+                self.cut(End.RESET, "the client takes no reply")
+                return
+            try:
+                hand_over(sender, self.client)
+            except OSError as error:
+                self.cut(End.ERROR, f"{path}: {_words(error.errno)}")
+                return
+        self._dialed = path
+        self._over(End.EOF, None)
+        self.relay.poller.retire(self.client)
 
     # --- the long way out
 

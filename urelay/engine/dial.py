@@ -97,6 +97,22 @@ class _Goal(NamedTuple):
     target: Endpoint
 
 
+def socket_path(decision: Decision, target: Endpoint, asked: Asked) -> str:
+    """The path a decision names, its fields filled in for one connection. Raises DialError."""
+    host, name = target.host, asked.destination.host
+    try:
+        return paths.fill(
+            decision.template or "",
+            address=host if isinstance(host, bytes) else None,
+            port=target.port,
+            name=host if isinstance(host, str) else name if isinstance(name, str) else None,
+            listener=asked.listener,
+            source=asked.source,
+        )
+    except AddressError as error:
+        raise DialError(Failure.HOST_UNREACHABLE, str(error)) from None
+
+
 class Dialer:
     """Opens ways out; one for a policy, since it holds the logins of its upstreams.
 
@@ -193,19 +209,7 @@ class _Dial:
         return self._dialed(sock, by_target[far].decision, str(far))
 
     async def _unix(self, goal: _Goal) -> Dialed:
-        host = goal.target.host
-        name = self._asked.destination.host
-        try:
-            path = paths.fill(
-                goal.decision.template or "",
-                address=host if isinstance(host, bytes) else None,
-                port=goal.target.port,
-                name=host if isinstance(host, str) else name if isinstance(name, str) else None,
-                listener=self._asked.listener,
-                source=self._asked.source,
-            )
-        except AddressError as error:
-            raise DialError(Failure.HOST_UNREACHABLE, str(error)) from None
+        path = socket_path(goal.decision, goal.target, self._asked)
         self._tries.append(path)
         sock = await connect_unix(path, self._timeouts.address_s)
         return self._dialed(sock, goal.decision, path)

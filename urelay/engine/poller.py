@@ -79,6 +79,7 @@ class Poller:
         "_loop",
         "_on_time",
         "_retired",
+        "_shared",
         "_woken",
         "batches",
         "now",
@@ -95,6 +96,8 @@ class Poller:
         self._again: deque[Resumable] = deque()
         self._last: list[Last] = []
         self._retired: list[SocketType] = []
+        self._shared: set[int] = set()
+        """Sockets of which another process may hold a descriptor too"""
         self._in_batch = False
         self._on_time = False
         """Whether `now` was taken a moment ago"""
@@ -119,13 +122,27 @@ class Poller:
         if self._handlers.pop(sock.fileno(), None) is not None:
             self._epoll.unregister(sock.fileno())
 
+    def share(self, sock: SocketType) -> None:
+        """Another process may have `sock` too, so closing it will not make the kernel forget it."""
+        self._shared.add(sock.fileno())
+
     def retire(self, sock: SocketType) -> None:
         """Forget and close `sock`: at the end of the batch, or now if there is none."""
-        self._handlers.pop(sock.fileno(), None)
+        watched = self._handlers.pop(sock.fileno(), None) is not None
+        if self._shared:
+            self._forget_shared(sock.fileno(), watched)
         if self._in_batch:
             self._retired.append(sock)
         else:
             sock.close()
+
+    def _forget_shared(self, fd: int, watched: bool) -> None:
+        # epoll forgets a socket with its last descriptor, and would report this one under a number
+        # that is somebody else's by then.
+        if fd in self._shared:
+            self._shared.discard(fd)
+            if watched:
+                self._epoll.unregister(fd)
 
     def again(self, who: Resumable) -> None:
         """Give `who` another turn, after everybody who is ready now."""

@@ -87,6 +87,8 @@ class Receiver(Acceptor):
                 return
             taken = self._take(found)
             if taken is not None:
+                # Its sender may keep a descriptor, by mistake or not.
+                self._poller.share(taken[0])
                 host.welcome(self, *taken)
 
     def _take(self, found: list[int]) -> tuple[SocketType, object] | None:

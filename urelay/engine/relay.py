@@ -155,6 +155,11 @@ class Relay:
         connection.turn_away(most)
         return False
 
+    def own_box(self, address: object) -> str | None:
+        """The name of the listener that is handed clients at a unix socket's address, if it is ours."""
+        boxes = (one for one in self._acceptors if isinstance(one, Receiver))
+        return next((box.name for box in boxes if box.sock.getsockname() == address), None)
+
     def out_of_room(self, error: OSError) -> None:
         """No descriptor or no memory: accept nobody for a moment, and let go of the reserve."""
         self._complain(f"accepting pauses: {os.strerror(error.errno or 0).lower()}")

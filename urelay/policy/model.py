@@ -84,8 +84,13 @@ class Outcome(enum.StrEnum):
     DIRECT = "direct"
     VIA = "via"
     UNIX = "unix"
+    SOCKETBOX = "socketbox"
     DENY = "deny"
     SILENT = "silent"
+
+
+TO_PATHS = frozenset({Outcome.UNIX, Outcome.SOCKETBOX})
+"""Outcomes at the path of a socket, which stand behind `to` as they are called"""
 
 
 class DenyHow(enum.StrEnum):
@@ -115,6 +120,8 @@ class Unix:
     """Connect to a unix socket; `template` may hold fields (urelay.policy.check verified them)."""
 
     template: str
+    outcome: Outcome = Outcome.UNIX
+    """SOCKETBOX: hand the client's connection itself over to whoever receives there"""
 
 
 @frozen
