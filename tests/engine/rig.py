@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from urelay.engine.flow import Flow
 from urelay.engine.limits import Limits
-from urelay.engine.poller import Poller
+from urelay.engine.poller import RelayLoop
 from urelay.engine.pump import Direction, Pump
 from urelay.engine.record import End
 from urelay.engine.timers import Wheel
@@ -32,7 +32,7 @@ class LoopThread:
     """An event loop in a thread of its own; `call` runs a function in it and returns its result."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = RelayLoop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="relay", daemon=True)
         self._thread.start()
 
@@ -88,7 +88,7 @@ class Rig:
 
     def _make(self, limits: Limits) -> Pump:
         loop = self.thread.loop
-        self.poller = Poller(loop)
+        self.poller = loop.poller
         self.wheel = Wheel(loop, limits.tick_s)
         return Pump(loop, self.poller, self.wheel, limits)
 
@@ -166,7 +166,6 @@ class Rig:
         def stop() -> None:
             self.pump.close()
             self.wheel.close()
-            self.poller.close()
 
         self.thread.call(stop)
         assert self.pump.pipes.open == 0

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.engine.rig import no_descriptor_left
-from urelay.engine.poller import Poller
+from urelay.engine.poller import Poller, RelayLoop, running_poller
 
 
 class Told:
@@ -39,14 +39,10 @@ class Told:
 
 def run(scene: Callable[[Poller], Awaitable[None]]) -> None:
     async def play() -> None:
-        poller = Poller(asyncio.get_running_loop())
-        try:
-            await scene(poller)
-        finally:
-            poller.close()
+        await scene(running_poller())
 
-    with no_descriptor_left():
-        asyncio.run(play())
+    with no_descriptor_left(), asyncio.Runner(loop_factory=RelayLoop) as runner:
+        runner.run(play())
 
 
 async def turn() -> None:

@@ -17,6 +17,7 @@ from tests import strategies as by_hand
 from urelay.engine.connect import Timeouts
 from urelay.engine.dial import Dialer
 from urelay.engine.limits import Limits
+from urelay.engine.poller import RelayLoop
 from urelay.engine.relay import Relay
 from urelay.engine.resolve import Resolver
 from urelay.net.address import Endpoint
@@ -45,4 +46,5 @@ async def main(server_port: int, descriptors: int) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    with asyncio.Runner(loop_factory=RelayLoop) as runner:
+        runner.run(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -282,6 +282,7 @@ def test_walls_and_tables(tmp_path: Path) -> None:
         ("any -> via wg", {"outcome": Outcome.VIA, "upstream": "wg"}),
         ("any table guests -> deny", {"table": "guests"}),
         ('any -> to unix "/run/{port}"', {"outcome": Outcome.UNIX, "template": "/run/{port}"}),
+        ('any -> to socketbox "/run/#//P_"', {"outcome": Outcome.SOCKETBOX, "template": "/run/#//P_"}),
         (
             "8.8.8.8:53 -> direct to [64:ff9b::808:808]:53",
             {"destination": Endpoint((0x0064FF9B << 96 | 0x08080808).to_bytes(16), 53)},

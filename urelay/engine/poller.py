@@ -1,10 +1,16 @@
-"""One edge-triggered epoll, owned by the relay, that asyncio watches as a single descriptor.
+"""One edge-triggered epoll that relayed bytes and asyncio share.
 
 asyncio keeps timers, signals, handshakes with proxies and DNS; every relayed byte passes through
 here, up to 512 events a wake-up, with no handle, future or callback object for an event: a
 dictionary maps a descriptor to the object that stands for it, and its `on_event` is called.
 
-What makes this safe is the order inside one batch:
+The poller *is* the selector of its event loop (`RelayLoop`): the loop's wait is this epoll's, and
+what happens to relayed sockets is handled before the loop is told anything. asyncio's own
+descriptors are in a selector of the standard library, whose one descriptor this epoll watches. So a
+message costs one wait, one read and one write; had asyncio watched this epoll instead, it would be
+two waits and a callback.
+
+What makes a batch safe is the order inside it:
 
 1. Events are handled. A socket that ends is *retired*: its handler is forgotten at once, so a later
    event of the same batch finds nobody, and its descriptor stays open until step 3, so the kernel
@@ -20,13 +26,16 @@ empty, or ask for another turn with `again`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import select
+import selectors
+import time
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
     from socket import SocketType
 
 log = logging.getLogger(__name__)
@@ -67,30 +76,14 @@ class Last(Protocol):
         """`come_last` raised."""
 
 
-class Poller:
-    """The epoll and who stands behind each of its descriptors. Must be closed."""
+class Poller(selectors.BaseSelector):
+    """The epoll and who stands behind each of its descriptors. Must be closed; its loop does so."""
 
-    __slots__ = (
-        "_again",
-        "_epoll",
-        "_handlers",
-        "_in_batch",
-        "_last",
-        "_loop",
-        "_on_time",
-        "_retired",
-        "_shared",
-        "_woken",
-        "batches",
-        "now",
-    )
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.now = loop.time()
+    def __init__(self) -> None:
+        self.now = time.monotonic()
         """The loop's time, taken once a batch: the clock of everything that happens in it"""
         self.batches = 0
-        """Wake-ups so far: a relay that spins shows here"""
-        self._loop = loop
+        """Wake-ups for relayed sockets so far: a relay that spins shows here"""
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._again: deque[Resumable] = deque()
@@ -101,8 +94,8 @@ class Poller:
         self._in_batch = False
         self._on_time = False
         """Whether `now` was taken a moment ago"""
-        self._woken = False
-        loop.add_reader(self._epoll.fileno(), self._drain)
+        self._asyncio = selectors.EpollSelector()
+        self._epoll.register(self._asyncio.fileno(), select.EPOLLIN)
 
     def __len__(self) -> int:
         return len(self._handlers)
@@ -147,8 +140,6 @@ class Poller:
     def again(self, who: Resumable) -> None:
         """Give `who` another turn, after everybody who is ready now."""
         self._again.append(who)
-        if not self._in_batch:
-            self._wake()
 
     def last(self, who: Last) -> None:
         """Call `who.come_last()` at the end of this batch. Only from within `on_event`."""
@@ -157,45 +148,35 @@ class Poller:
     def touch(self) -> float:
         """Bring `now` up to date, if this is not a batch, and return it."""
         if not self._on_time:
-            self.now = self._loop.time()
+            self.now = time.monotonic()
         return self.now
 
-    def close(self) -> None:
-        """Stop watching everything. Open sockets are their owners' to close."""
-        self._loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
-        self._handlers.clear()
-        self._again.clear()
+    # --- what the event loop needs
 
-    def _wake(self) -> None:
-        if not self._woken:
-            self._woken = True
-            self._loop.call_soon(self._drain_again)
-
-    def _drain_again(self) -> None:
-        self._woken = False
-        if not self._epoll.closed:
-            self._drain()
-
-    def _drain(self) -> None:
-        self.now = self._loop.time()
-        self.batches += 1
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for at most `timeout` seconds, handle what happened, and tell asyncio of its own."""
+        if self._again:
+            timeout = 0.0
+        events = self._epoll.poll(-1 if timeout is None else max(timeout, 0.0), _BATCH)
+        if not events and not self._again:
+            return []
+        self.now = time.monotonic()
         self._in_batch = self._on_time = True
         handlers = self._handlers
-        for fd, events in self._epoll.poll(0, _BATCH):
+        for_asyncio = False
+        for fd, mask in events:
             handler = handlers.get(fd)
             if handler is not None:
                 try:
-                    handler.on_event(events)
+                    handler.on_event(mask)
                 except Exception:
                     _crashed(handler)
-        again = self._again
-        for _ in range(len(again)):
-            who = again.popleft()
-            try:
-                who.resume()
-            except Exception:
-                _crashed(who)
+            elif fd == self._asyncio.fileno():
+                for_asyncio = True
+        if len(events) > for_asyncio:
+            self.batches += 1
+        if self._again:
+            self._take_turns()
         self._in_batch = False
         if self._retired:
             for sock in self._retired:
@@ -209,8 +190,55 @@ class Poller:
                 except Exception:
                     _crashed(last)
         self._on_time = False
-        if again:
-            self._wake()
+        return self._asyncio.select(0) if for_asyncio else []
+
+    def _take_turns(self) -> None:
+        again = self._again
+        for _ in range(len(again)):
+            who = again.popleft()
+            try:
+                who.resume()
+            except Exception:
+                _crashed(who)
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        """Watch a descriptor of asyncio's."""
+        return self._asyncio.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        """Watch a descriptor of asyncio's no longer."""
+        return self._asyncio.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        """Watch a descriptor of asyncio's for something else."""
+        return self._asyncio.modify(fileobj, events, data)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        """The descriptors of asyncio's."""
+        return self._asyncio.get_map()
+
+    def close(self) -> None:
+        """Stop watching everything. Open sockets are their owners' to close."""
+        self._epoll.close()
+        self._asyncio.close()
+        self._handlers.clear()
+        self._again.clear()
+
+
+class RelayLoop(asyncio.SelectorEventLoop):
+    """An event loop that a relay can live in."""
+
+    def __init__(self) -> None:
+        self.poller = Poller()
+        super().__init__(self.poller)
+
+
+def running_poller() -> Poller:
+    """The poller of the loop that runs. Raises RuntimeError in a loop that is no RelayLoop."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, RelayLoop):
+        raise RuntimeError("a relay lives in a RelayLoop")
+    return loop.poller
 
 
 def _crashed(who: Handler | Resumable | Last) -> None:

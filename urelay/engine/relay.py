@@ -22,7 +22,7 @@ from urelay.engine.connection import Connection
 from urelay.engine.farewell import Farewell
 from urelay.engine.limits import Limits
 from urelay.engine.loops import CarefulJudge, OwnListeners, first_ephemeral_port
-from urelay.engine.poller import Poller
+from urelay.engine.poller import running_poller
 from urelay.engine.pump import Pump
 from urelay.engine.receiver import Receiver
 from urelay.engine.record import End, Record
@@ -50,12 +50,12 @@ class Relay:
     def __init__(
         self, table: Table, dialer: Dialer, on_end: Callable[[Record], None], limits: Limits | None = None
     ) -> None:
-        """Must be made inside the event loop, and closed. `on_end` gets every connection's record."""
+        """Must be made inside a RelayLoop, and closed. `on_end` gets every connection's record."""
         self.loop = asyncio.get_running_loop()
         self.limits = limits or Limits.for_this_process()
         self.table = table
         self.dialer = dialer
-        self.poller = Poller(self.loop)
+        self.poller = running_poller()
         self.wheel = Wheel(self.loop, self.limits.tick_s)
         self.pump = Pump(self.loop, self.poller, self.wheel, self.limits)
         self.own = OwnListeners()
@@ -247,7 +247,6 @@ class Relay:
             self._resume_timer.cancel()
         self.pump.close()
         self.wheel.close()
-        self.poller.close()
         self._release_spare()
 
     def _close_listeners(self) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from urelay.engine.dial import Dialer
 from urelay.engine.limits import Limits
+from urelay.engine.poller import RelayLoop
 from urelay.engine.relay import Relay
 from urelay.engine.resolve import Resolver
 from urelay.errors import AddressError, PolicyError, StartError
@@ -90,7 +91,8 @@ def serve(path: str, options: Options) -> int:
         for name in opener.close_others():
             _log.warning("no listener uses the socket `%s` that systemd handed over", name)
         daemon = Daemon(path, options, opener, resolver, error_sink)
-        asyncio.run(daemon.run(generation, opened, access_sink))
+        with asyncio.Runner(loop_factory=RelayLoop) as runner:
+            runner.run(daemon.run(generation, opened, access_sink))
     return 0
 
 
