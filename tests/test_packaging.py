@@ -120,7 +120,7 @@ def test_it_serves(environment: Path, tmp_path: Path, web: int) -> None:
         port = probe.getsockname()[1]
     policy = tmp_path / "mine.urr"
     policy.write_text(
-        f"listen socks = socks 127.0.0.1:{port}\nmatch 127.0.0.1 port {web} -> direct\n", encoding="utf-8"
+        f"listen proxy = mixed 127.0.0.1:{port}\nmatch 127.0.0.1 port {web} -> direct\n", encoding="utf-8"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with subprocess.Popen(
@@ -130,12 +130,12 @@ def test_it_serves(environment: Path, tmp_path: Path, web: int) -> None:
             assert relay.stderr is not None
             line = relay.stderr.readline()
             assert line.startswith(f"urelay: serving {policy} (policy "), line
-            page = subprocess.run(
-                ["curl", "-sS", "--socks5", f"127.0.0.1:{port}", f"http://127.0.0.1:{web}/"],
-                capture_output=True,
-                timeout=30,
-            )
-            assert page.stdout == BODY, page.stderr
+            for way in ("socks5", "http"):
+                proxy = ("--proxytunnel", "--proxy", f"{way}://127.0.0.1:{port}")
+                page = subprocess.run(
+                    ["curl", "-sS", *proxy, f"http://127.0.0.1:{web}/"], capture_output=True, timeout=30
+                )
+                assert page.stdout == BODY, page.stderr
             relay.send_signal(signal.SIGTERM)
             said = relay.stderr.read()
             assert relay.wait(30) == 0, said

@@ -108,6 +108,8 @@ class Report:
     """Rows as they come, then whether every bar was met."""
 
     missed: list[str] = field(default_factory=list)
+    bars: list[str] = field(default_factory=list)
+    """Every bar as it was printed"""
 
     def table(self, title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print rows of figures under their heads; the first column is text."""
@@ -120,10 +122,18 @@ class Report:
 
     def bar(self, what: str, figure: float, most: float, unit: str) -> None:
         """Print a figure that must not be above `most`."""
-        met = figure <= most
+        self._judge(what, figure <= most, f"{figure:,.2f} {unit} (bar {most:,.2f})")
+
+    def ratio(self, what: str, ratio: float, bound: float, *, least: bool = False) -> None:
+        """Print a ratio that must not be above `bound`, or not below it when that is the `least`."""
+        met = ratio >= bound if least else ratio <= bound
+        self._judge(what, met, f"{ratio:.2f} ({'at least' if least else 'at most'} {bound:.2f})")
+
+    def _judge(self, what: str, met: bool, figure: str) -> None:
         if not met:
             self.missed.append(what)
-        print(f"{'pass' if met else 'FAIL'}  {what}: {figure:,.2f} {unit} (bar {most:,.2f})")
+        self.bars.append(f"{'pass' if met else 'FAIL'}  {what}: {figure}")
+        print(self.bars[-1])
 
     def skipped(self, what: str, why: str) -> None:
         """Print by name what was not measured."""

@@ -251,6 +251,26 @@ def socks4(sock: socket.socket, host: bytes, port: int, user: bytes = b"") -> in
     return reply[1] if len(reply) == 8 else -1
 
 
+def connect(sock: socket.socket, target: bytes, *fields: bytes) -> int:
+    """Asks an HTTP proxy to CONNECT to the exact bytes of a target; the status, -1 when it just closed.
+
+    A refusal is read to the end of the stream.
+    """
+    sock.sendall(b"\r\n".join((b"CONNECT " + target + b" HTTP/1.0", *fields)) + b"\r\n\r\n")
+    head = b""
+    with contextlib.suppress(ConnectionResetError):
+        while not head.endswith(b"\r\n\r\n"):
+            byte = sock.recv(1)
+            if not byte:
+                return -1
+            head += byte
+        status = int(head.split(b" ")[1])
+        if status != 200:
+            drain(sock)
+        return status
+    return -1
+
+
 def read_exactly(sock: socket.socket, count: int) -> bytes:
     """`count` bytes, or fewer when the stream ends (or is reset) before."""
     data = b""

@@ -1,4 +1,4 @@
-"""Real programs as the relay's neighbours: sshd and `ssh -D`, dante, nginx, HAProxy."""
+"""Real programs as the relay's neighbours: sshd and `ssh -D`, dante, tinyproxy, nginx, HAProxy."""
 
 from __future__ import annotations
 
@@ -92,6 +92,18 @@ def dante(folder: Path, netns: Namespace, listen: str, port: int, device: str) -
         "client pass { from: 0/0 to: 0/0 }\nsocks pass { from: 0/0 to: 0/0 }\n"
     )
     program = Program([find("danted") or "sockd", "-f", str(config), "-N", "1"], netns)
+    program.wait_listening(port)
+    return program
+
+
+def tinyproxy(folder: Path, netns: Namespace, listen: str, port: int, login: str = "") -> Program:
+    """A real HTTP proxy in `netns`; `login` is `user password` where it asks for one."""
+    config = folder / f"tinyproxy-{netns.label}.conf"
+    config.write_text(
+        f"User root\nGroup root\nPort {port}\nListen {listen}\nTimeout 30\nMaxClients 50\n"
+        "LogLevel Warning\n" + (f"BasicAuth {login}\n" if login else "")
+    )
+    program = Program([find("tinyproxy") or "tinyproxy", "-d", "-c", str(config)], netns)
     program.wait_listening(port)
     return program
 

@@ -1,4 +1,4 @@
-"""S1 over the wire: no spelling of a denied address gets through a live SOCKS listener.
+"""S1 over the wire: no spelling of a denied address gets through a live SOCKS or HTTP listener.
 
 The namespace makes every address its own and a sinkhole listens on all of them, so any dial that slips
 through is a hit. The relay's name server answers every name with loopback, and counts who asks.
@@ -23,12 +23,13 @@ pytestmark = pytest.mark.netns
 PORT = 4242
 CONTROL = ("198.51.100.77", "2001:db8::77")
 POLICY = """\
-    listen socks = socks 127.0.0.1:1080
+    listen both = mixed 127.0.0.1:1080
     match any -> direct
     match { 10.0.0.0/8, 192.0.2.0/24, fd00::/8 } -> deny
     """
-DENIED = {4: 0x5B, 5: 0x02}
-SUCCESS = {4: 0x5A, 5: 0x00}
+HTTP = 1
+DENIED = {4: 0x5B, 5: 0x02, HTTP: 403}
+SUCCESS = {4: 0x5A, 5: 0x00, HTTP: 200}
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,10 @@ class Trap:
     probes: int = 0
 
     def ask(self, version: int, host: bytes) -> int:
-        """The reply of a SOCKS server to one request."""
+        """The reply to one request."""
         with self.box.connect("127.0.0.1", 1080) as sock:
+            if version == HTTP:
+                return peers.connect(sock, host + b":%d" % PORT)
             return (peers.socks5 if version == 5 else peers.socks4)(sock, host, PORT)
 
     def hits(self) -> int:
@@ -99,11 +102,12 @@ def trap(net: Network, stack: ExitStack, serve: Serve) -> Trap:
         assert trap.ask(5, address.encode()) == SUCCESS[5]
         assert trap.ask(5, peers.literal(address)) == SUCCESS[5]
     assert trap.ask(4, CONTROL[0].encode()) == SUCCESS[4]
-    assert trap.hits() == 5
+    assert trap.ask(HTTP, CONTROL[0].encode()) == SUCCESS[HTTP]
+    assert trap.hits() == 6
     return trap
 
 
-@pytest.mark.parametrize("version", [4, 5], ids=["socks4a", "socks5-domain"])
+@pytest.mark.parametrize("version", [4, 5, HTTP], ids=["socks4a", "socks5-domain", "connect"])
 def test_no_spelling_as_a_name_reaches_a_denied_address(trap: Trap, version: int) -> None:
     wrong = []
     for row in corpus():
@@ -122,7 +126,7 @@ def test_no_spelling_as_a_name_reaches_a_denied_address(trap: Trap, version: int
         if not fine:
             wrong.append((row, reply, trap.names.asked[asked:]))
     assert wrong == []
-    assert trap.hits() == 5
+    assert trap.hits() == 6
 
 
 def test_no_packed_address_reaches_a_denied_one(trap: Trap) -> None:
@@ -139,5 +143,5 @@ def test_no_packed_address_reaches_a_denied_one(trap: Trap) -> None:
             wrong.append((row, reply))
     assert asked > 100
     assert wrong == []
-    assert trap.hits() == 5
+    assert trap.hits() == 6
     assert trap.names.asked == []

@@ -71,6 +71,20 @@ class Ended:
         return self
 
 
+class OneFlow(Flow):
+    """A flow and whom it tells that it ended."""
+
+    __slots__ = ("_whom",)
+
+    def __init__(self, whom: Ended) -> None:
+        self.slot = 0
+        self.due = 0.0
+        self._whom = whom
+
+    def ended(self, end: End, error: str | None, bytes_up: int, bytes_down: int) -> None:
+        self._whom.flow_ended(bytes_up, bytes_down, end, error)
+
+
 @dataclass
 class Run:
     """One relayed connection: the two peers, and how it ended."""
@@ -96,6 +110,7 @@ class Rig:
         self,
         *,
         early: bytes = b"",
+        early_down: bytes = b"",
         idle_s: float = 0,
         small: int = 0,
         server_pair: tuple[socket.socket, socket.socket] | None = None,
@@ -109,8 +124,7 @@ class Rig:
         self.runs.append(run)
 
         def start() -> None:
-            flow = Flow(self.pump, inner, outer, run.ended, idle_s, early)
-            flow.start()
+            OneFlow(run.ended).open(self.pump, inner, outer, idle_s, early_up=early, early_down=early_down)
 
         self.thread.call(start)
         return run

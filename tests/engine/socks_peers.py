@@ -1,4 +1,4 @@
-"""SOCKS proxies for tests: one that follows a script byte for byte, and one that works."""
+"""Proxies for tests: one that follows a script byte for byte, and one that works, SOCKS and HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from urelay.errors import Failure, ProtocolError
 from urelay.net.address import Endpoint, Host, host_text, parse_address
-from urelay.protocols.socks import Request, SocksServer
+from urelay.protocols import connect, socks
+from urelay.protocols.mixed import MixedServer
 from urelay.protocols.users import Users
 
 LOCALHOST = parse_address("127.0.0.1")
@@ -22,7 +23,7 @@ class Peer:
     def __init__(self) -> None:
         self.at = Endpoint(LOCALHOST, 0)
         self.received = b""
-        self.requests: list[Request] = []
+        self.requests: list[socks.Request | connect.Request] = []
         self.tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -92,7 +93,7 @@ class Echo(Peer):
 
 
 class Working(Peer):
-    """A SOCKS proxy made of the project's own server; names are what `names` says."""
+    """A SOCKS and HTTP proxy made of the project's own server; names are what `names` says."""
 
     def __init__(self, names: Mapping[str, Endpoint] | None = None, users: Users | None = None) -> None:
         super().__init__()
@@ -101,7 +102,7 @@ class Working(Peer):
         self.refuse: dict[Host, Failure] = {}
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server = SocksServer(self.users)
+        server = MixedServer(self.users)
         while server.request is None:
             data = await reader.read(2048)
             if not data:

@@ -6,10 +6,20 @@ import pytest
 
 from tests.strategies import prefix
 from urelay.engine.announced import Announcer, KnownSession, destination_in
-from urelay.engine.session import DIAL, RESET, Announced, Ask, HandOver, Refuse, Reply, Session, SocksSession
+from urelay.engine.session import (
+    DIAL,
+    RESET,
+    SESSIONS,
+    Announced,
+    Ask,
+    AskedSession,
+    HandOver,
+    Refuse,
+    Reply,
+)
 from urelay.errors import Failure
 from urelay.net.address import Endpoint, parse_endpoint
-from urelay.policy.model import AcceptProxy, HeaderTarget, Outcome
+from urelay.policy.model import AcceptProxy, HeaderTarget, ListenerKind, Outcome
 from urelay.protocols.proxy_header import Header, header_v1, header_v2
 from urelay.table.decision import Decision
 
@@ -21,14 +31,10 @@ INNER_NAMED = Endpoint("www.example.com", 8443)
 SOCKS5 = b"\5\1\0\5\1\0\1\x0a\1\2\3\0\x50"
 
 
-def nobody_asked() -> Session | None:
-    return None
-
-
 def announcer(
     target: HeaderTarget = HeaderTarget.NAME, to: Endpoint | None = None, *senders: str
 ) -> Announcer:
-    return Announcer(AcceptProxy(tuple(map(prefix, senders)), target), to, nobody_asked)
+    return Announcer(AcceptProxy(tuple(map(prefix, senders)), target), to, None)
 
 
 def announced(data: bytes, by: Announcer | None = None) -> Announced:
@@ -101,14 +107,24 @@ def test_a_forwarder_takes_the_source_only() -> None:
 
 
 def test_a_socks_client_goes_on_in_its_own_session() -> None:
-    by = Announcer(AcceptProxy(()), None, lambda: SocksSession(None))
+    by = Announcer(AcceptProxy(()), None, SESSIONS[ListenerKind.SOCKS])
     command = announced(header_v2(CLIENT, ADDRESS) + SOCKS5, by)
     assert command.source == CLIENT
-    assert isinstance(command.session, SocksSession)
+    assert isinstance(command.session, AskedSession)
     assert command.then == Ask(parse_endpoint("10.1.2.3:80"), None, b"\5\0")
     waiting = announced(header_v2(CLIENT, ADDRESS), by)
     assert waiting.then == Reply(b"")
     assert waiting.session.receive(SOCKS5) == Ask(parse_endpoint("10.1.2.3:80"), None, b"\5\0")
+
+
+def test_an_http_client_goes_on_in_its_own_session() -> None:
+    request = b"CONNECT 10.1.2.3:80 HTTP/1.1\r\nHost: 10.1.2.3:80\r\n\r\n"
+    by = Announcer(AcceptProxy(()), None, SESSIONS[ListenerKind.MIXED])
+    asked = Ask(parse_endpoint("10.1.2.3:80"))
+    assert announced(header_v2(CLIENT, ADDRESS) + request, by).then == asked
+    waiting = announced(header_v2(CLIENT, ADDRESS), by)
+    assert waiting.then == Reply(b"")
+    assert waiting.session.receive(request) == asked
 
 
 @pytest.mark.parametrize("data", [header_v1(None, ADDRESS), header_v2(None, ADDRESS)])

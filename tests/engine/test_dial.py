@@ -58,6 +58,7 @@ from urelay.table.compile import compile_policy
 from urelay.table.decision import Decision
 
 SOURCE = parse_address("192.168.7.9")
+KINDS = [UpstreamKind.SOCKS5, UpstreamKind.HTTP]
 
 
 class World:
@@ -295,8 +296,9 @@ def test_a_path_that_cannot_be_filled_is_told(tmp_path: Path) -> None:
 async def says(dialed: Dialed, banner: bytes) -> None:
     """See who is at the other end, and that the way is open in both directions; closes it."""
     loop = asyncio.get_running_loop()
+    early = dialed.early_down
     with dialed.sock as sock:
-        assert await received(sock, len(banner)) == banner
+        assert early + await received(sock, len(banner) - len(early)) == banner
         await loop.sock_sendall(sock, b"there and back")
         assert await received(sock, 14) == b"there and back"
 
@@ -313,7 +315,7 @@ def with_peers(*peers: Peer, test: Callable[[], Awaitable[None]]) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("kind", [UpstreamKind.SOCKS4, UpstreamKind.SOCKS5])
+@pytest.mark.parametrize("kind", [UpstreamKind.SOCKS4, UpstreamKind.SOCKS5, UpstreamKind.HTTP])
 def test_an_address_goes_through_a_proxy(kind: UpstreamKind) -> None:
     goal, way = Echo(b"goal"), Working()
 
@@ -411,12 +413,13 @@ def test_answers_that_go_another_way_are_not_mixed_in(hosts: Path) -> None:
     with_peers(way, test=main)
 
 
-def test_a_login_is_used() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_login_is_used(kind: UpstreamKind) -> None:
     users = Users({"zoë".encode(): SaltedHash.of(b"canary")})
     goal, way = Echo(b"goal"), Working(users=users)
 
     async def main() -> None:
-        corp = proxy("corp", way.at)
+        corp = proxy("corp", way.at, kind)
         routes = [route(region(), Via("corp"))]
         world = World(routes, upstreams=[corp], logins={"corp": Credentials("zoë".encode(), b"canary")})
         await says(await world.dial(goal.at.host, goal.at.port), b"goal")
@@ -455,12 +458,13 @@ def test_a_chain_asks_each_proxy_for_the_next(hosts: Path) -> None:
     with_peers(goal, near, middle, far, test=main)
 
 
-def test_a_proxy_on_a_unix_socket_is_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_proxy_on_a_unix_socket_is_asked(tmp_path: Path, kind: UpstreamKind) -> None:
     goal, way = Echo(b"goal"), Working()
 
     async def main() -> None:
         async with goal.serving(), way.serving(tmp_path / "proxy.sock"):
-            corp = replace(upstream("corp", unix=str(tmp_path / "proxy.sock")), endpoint=None)
+            corp = replace(upstream("corp", kind, unix=str(tmp_path / "proxy.sock")), endpoint=None)
             dialed = await World([route(region(), Via("corp"))], upstreams=[corp]).dial(
                 goal.at.host, goal.at.port
             )
@@ -487,6 +491,56 @@ def test_a_proxys_own_address_is_not_judged(hosts: Path) -> None:
         assert isinstance(await world.fail(goal.at.host, goal.at.port), Denied)
 
     with_peers(goal, way, test=main)
+
+
+@pytest.mark.parametrize("first", KINDS)
+@pytest.mark.parametrize("last", KINDS)
+def test_chains_of_socks_and_http_lead_through(hosts: Path, first: UpstreamKind, last: UpstreamKind) -> None:
+    goal, names = Echo(b"goal"), {}
+    near, far = Working(names), Working(names)
+
+    async def main() -> None:
+        names.update({"proxy.example": far.at, "www.example": goal.at})
+        upstreams = [
+            proxy("near", near.at, first),
+            proxy("far", Endpoint("proxy.example", far.at.port), last, via="near"),
+        ]
+        dialed = await World([route(region(), Via("far"))], upstreams=upstreams).dial("www.example", 80)
+        assert dialed.dialed == str(near.at)
+        assert [way.requests[0].host for way in (near, far)] == ["proxy.example", "www.example"]
+        await says(dialed, b"goal")
+
+    with_peers(goal, near, far, test=main)
+
+
+def test_an_http_proxy_that_cannot_reach_one_address_is_asked_for_the_next(hosts: Path) -> None:
+    goal, way = Echo(b"goal"), Working()
+
+    async def main() -> None:
+        corp = proxy("corp", way.at, UpstreamKind.HTTP, dns="local")
+        world = World([route(region(), Via("corp"))], upstreams=[corp], hosts=hosts)
+        way.refuse = {parse_address("127.0.0.3"): Failure.REFUSED, parse_address("127.0.0.2"): Failure.DENIED}
+        error = await world.fail("two.example", goal.at.port)
+        assert error.failure is Failure.DENIED
+        assert str(error) == "upstream `corp`: its rules deny the destination (HTTP 403)"
+        assert {request.host for request in way.requests} == {bytes((127, 0, 0, 2)), bytes((127, 0, 0, 3))}
+
+    with_peers(goal, way, test=main)
+
+
+def test_what_comes_with_a_proxys_answer_is_handed_on() -> None:
+    """The answer and the server's first words in one segment: the socket alone would have lost them."""
+    head = b"CONNECT 192.0.2.7:80 HTTP/1.1\r\nHost: 192.0.2.7:80\r\n\r\n"
+    way = Scripted([(len(head), [b"HTTP/1.1 200 OK\r\n\r\n220 ready\r\n"])], hold=True)
+
+    async def main() -> None:
+        corp = proxy("corp", way.at, UpstreamKind.HTTP)
+        dialed = await World([route(region(), Via("corp"))], upstreams=[corp]).dial("192.0.2.7", 80)
+        with dialed.sock:
+            assert dialed.early_down == b"220 ready\r\n"
+            assert dialed.tries == (str(way.at), "corp to 192.0.2.7:80")
+
+    with_peers(way, test=main)
 
 
 def test_a_direct_upstream_dials_the_destination_itself() -> None:
@@ -543,12 +597,12 @@ def test_a_proxy_that_refuses_is_named() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("kind", [UpstreamKind.HTTP, UpstreamKind.FIRST, UpstreamKind.SPREAD])
+@pytest.mark.parametrize("kind", [UpstreamKind.FIRST, UpstreamKind.SPREAD])
 def test_an_upstream_of_another_kind_is_refused_before_anything_is_opened(kind: UpstreamKind) -> None:
     async def main() -> None:
         out = upstream("out", kind, members=("corp",))
         dialer = World([route(region(), Via("out"))], upstreams=[out, upstream("corp")])
-        assert str(await dialer.fail("192.0.2.7", 80)) == f"upstream `out` is no SOCKS proxy: {kind}"
+        assert str(await dialer.fail("192.0.2.7", 80)) == f"upstream `out` is no proxy: {kind}"
 
     run(main)
 

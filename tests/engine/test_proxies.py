@@ -1,8 +1,9 @@
-"""A SOCKS proxy is asked in exact bytes; whatever it answers ends in an exact tunnel or a DialError."""
+"""A proxy is asked in exact bytes; whatever it answers ends in an exact tunnel or a DialError."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 import traceback
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from urelay.policy.model import UpstreamKind
 
 SOCKS5 = upstream("corp")
 SOCKS4 = upstream("old", UpstreamKind.SOCKS4)
+HTTP = upstream("web", UpstreamKind.HTTP)
 V4 = parse_endpoint("192.0.2.7:443")
 V6 = parse_endpoint("[2001:db8::7]:443")
 NAME = parse_endpoint("www.example.com:443")
@@ -44,16 +46,20 @@ def asked_of(
     target: Endpoint = V4,
     login: Credentials | None = None,
     expect: bytes = b"",
+    before: bytes = b"",
 ) -> bytes:
-    """Ask a scripted proxy, see that the tunnel begins with `expect`; returns what the proxy got."""
+    """Ask a scripted proxy, see that the tunnel is `expect`; returns what the proxy got.
+
+    `before` is what was read of its answer before it was asked.
+    """
     peer = Scripted(steps)
 
     async def main() -> None:
         async with peer.serving():
             sock, _ = await connect_tcp([peer.at], FAST)
             try:
-                await ask(sock, kind, login, target)  # type: ignore[arg-type]
-                assert await received(sock, len(expect) + 1) == expect
+                early = await ask(sock, kind, login, target, before)  # type: ignore[arg-type]
+                assert early + await received(sock, len(expect) + 1 - len(early)) == expect
             finally:
                 sock.close()
 
@@ -222,3 +228,103 @@ def test_what_the_library_keeps_of_a_login_shows_nothing() -> None:
     assert len(octets) == 7
     assert "canary" not in repr(octets)
     assert "canary" not in repr([octets])
+
+
+# --- HTTP
+
+
+def head_of(target: bytes, *fields: bytes) -> bytes:
+    """What a proxy is sent for a target."""
+    return b"\r\n".join((b"CONNECT " + target + b" HTTP/1.1", b"Host: " + target, *fields)) + b"\r\n\r\n"
+
+
+HEAD = head_of(b"192.0.2.7:443")
+OPEN = b"HTTP/1.1 200 OK\r\nVia: 1.1 web\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [(V4, b"192.0.2.7:443"), (V6, b"[2001:db8::7]:443"), (NAME, b"www.example.com:443")],
+    ids=["ipv4", "ipv6", "name"],
+)
+def test_http_is_asked_in_exact_bytes(target: Endpoint, text: bytes) -> None:
+    head = head_of(text)
+    assert asked_of([(len(head), [OPEN])], HTTP, target) == head
+
+
+def test_http_is_sent_a_login() -> None:
+    head = head_of(b"192.0.2.7:443", b"Proxy-Authorization: Basic YWxpY2U6b3BlbiBzZXNhbWU=")
+    assert asked_of([(len(head), [OPEN])], HTTP, login=Credentials(b"alice", b"open sesame")) == head
+
+
+@pytest.mark.parametrize("size", [1, 100, 4096, 20_000])
+def test_what_comes_behind_an_http_answer_is_the_tunnel_however_it_is_cut(size: int) -> None:
+    """S10: coalesced with the answer, or cut off it at any byte."""
+    banner = (b"220 hello\r\n\r\n" * size)[:size]
+    for cut in range(0, len(OPEN) + 1, 1 if size == 100 else 9):
+        pieces = [piece for piece in (OPEN[:cut], OPEN[cut:] + banner) if piece]
+        asked_of([(len(HEAD), pieces)], HTTP, expect=banner)
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure", "words"),
+    [
+        (b"HTTP/1.1 403 Forbidden", Failure.DENIED, "its rules deny the destination (HTTP 403)"),
+        (b"HTTP/1.1 407 Login", Failure.ERROR, "it asks for a login (HTTP 407)"),
+        (b"HTTP/1.1 502 Bad", Failure.HOST_UNREACHABLE, "it cannot reach the destination (HTTP 502)"),
+        (b"HTTP/1.1 504 Late", Failure.TIMEOUT, "the destination did not answer it in time (HTTP 504)"),
+        (
+            b"HTTP/1.1 502 Bad\r\nProxy-Status: x; error=connection_refused",
+            Failure.REFUSED,
+            "connection refused (HTTP 502)",
+        ),
+        (b"SSH-2.0-OpenSSH", Failure.ERROR, "it answers what is not HTTP"),
+        (b"HTTP/1.1 200 " + b"x" * 1_000_000, Failure.ERROR, "its answer is longer than 16384 bytes"),
+        (
+            b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1_000_000,
+            Failure.ERROR,
+            "its answer is longer than 16384 bytes",
+        ),
+    ],
+    ids=["403", "407", "502", "504", "refused", "ssh", "endless-line", "mebibyte"],
+)
+def test_an_http_refusal_is_the_clients(answer: bytes, failure: Failure, words: str) -> None:
+    error = refusal([(len(HEAD), [answer + b"\r\n\r\n"])], HTTP)
+    assert (error.failure, str(error)) == (failure, f"upstream `web`: {words}")
+
+
+def test_an_http_proxy_that_closes_at_any_byte_is_a_clean_failure() -> None:
+    login = Credentials(b"canary-user", b"canary-password")
+    coded = base64.b64encode(b"canary-user:canary-password")
+    head = head_of(b"192.0.2.7:443", b"Proxy-Authorization: Basic " + coded)
+    for cut in range(len(OPEN)):
+        error = refusal([(len(head), [OPEN[:cut]] if cut else [])], HTTP, login=login)
+        assert error.failure is Failure.ERROR
+        assert str(error) == "upstream `web` closed the connection before its reply was whole"
+        shown = "".join(traceback.format_exception(error))
+        assert "canary" not in shown
+        assert coded.decode() not in shown
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "answer"),
+    [
+        pytest.param(HTTP, [(len(HEAD), [b"\r\n\r\nlate"])], b"HTTP/1.1 200 OK", id="http"),
+        pytest.param(HTTP, [(len(HEAD), [b"late"])], b"HTTP/1.1 200 OK\r\n\r\n", id="http-whole"),
+        pytest.param(SOCKS5, [(13, [V4_REPLY[4:], b"late"])], b"\x05\x00" + V4_REPLY[:4], id="socks5"),
+        pytest.param(SOCKS5, [(13, [b"late"])], b"\x05\x00" + V4_REPLY, id="socks5-whole"),
+    ],
+)
+def test_what_was_read_before_is_read_first(
+    kind: object, steps: list[tuple[int, list[bytes]]], answer: bytes
+) -> None:
+    """In a chain the next proxy's bytes may have come with the answer of the one before."""
+    asked_of(steps, kind, expect=b"late", before=answer)
+
+
+def test_what_was_read_before_and_not_asked_for_is_handed_on() -> None:
+    asked_of(
+        [(13, [b"and late"])], SOCKS5, expect=b"early and late", before=b"\x05\x00" + V4_REPLY + b"early "
+    )
+    long = b"early " * 2000
+    asked_of([(len(HEAD), [b"and late"])], HTTP, expect=long + b"and late", before=OPEN + long)

@@ -50,6 +50,21 @@ def test_client_bytes_from_before_the_hand_over_come_first(rig: Rig) -> None:
     assert read_all(run.server) == early + b"then this"
 
 
+@pytest.mark.parametrize("size", [1, 5000, MIB])
+def test_bytes_from_behind_a_proxys_answer_come_first(rig: Rig, size: int) -> None:
+    """Without a word from either side, too: they wait for no event."""
+    early = pattern(size)
+    run = rig.flow(early_down=early)
+    got = b""
+    while len(got) < size:
+        got += run.client.recv(size - len(got))
+    run.server.sendall(b"then this")
+    run.server.close()
+    assert (got, read_all(run.client)) == (early, b"then this")
+    run.client.close()
+    assert run.ended.wait().bytes_down == size + 9
+
+
 @pytest.mark.parametrize("path", ["splice", "copy", "source refuses splice", "destination refuses splice"])
 def test_each_way_of_moving_bytes_keeps_them(
     make_rig: Callable[[Limits], Rig], path: str, monkeypatch: pytest.MonkeyPatch

@@ -31,7 +31,6 @@ from tests.engine.rig import (
 from urelay.engine.connect import Timeouts
 from urelay.engine.connection import Connection
 from urelay.engine.dial import Asked, Denied, Dialed, Dialer
-from urelay.engine.flow import Flow
 from urelay.engine.limits import Limits
 from urelay.engine.pump import Direction
 from urelay.engine.record import End, Record
@@ -636,7 +635,7 @@ def test_a_finished_connection_waits_for_no_garbage_collector(world: Callable[..
         here.thread.call(lambda: None)
         left = gc.get_objects()
         assert not [each for each in left if isinstance(each, Connection) and each.relay is here.relay]
-        assert not [each for each in left if isinstance(each, Flow | Direction)]
+        assert not [each for each in left if isinstance(each, Direction)]
     finally:
         gc.enable()
 
@@ -737,8 +736,8 @@ def test_a_log_that_fails_harms_no_connection(
 
 def test_listeners_of_kinds_that_are_not_served_are_refused(world: Callable[..., World]) -> None:
     here = world()
-    with pytest.raises(ValueError, match="`http` listeners are not served"):
-        here.listen(ListenerKind.HTTP)
+    with pytest.raises(ValueError, match="`redirect` listeners are not served"):
+        here.listen(ListenerKind.REDIRECT)
 
 
 def test_denied_is_a_dial_error() -> None:

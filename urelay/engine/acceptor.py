@@ -10,7 +10,9 @@ the backlog is served later, and who is connected notices nothing.
     transparent   the socket's own address               no
     redirect      what NAT remembers                     no
     forward       the listener's `to`                    no
-    socks         what the client says                   yes
+    socks         what the client says, in SOCKS         yes
+    http          what the client says, with CONNECT     yes
+    mixed         what the client says, in either        yes
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 from urelay.engine.announced import Announcer
 from urelay.engine.ends import own_end
 from urelay.engine.redirected import original_destination
-from urelay.engine.session import SESSIONS, Session
+from urelay.engine.session import SESSIONS
 from urelay.policy.model import ListenerKind
 
 if TYPE_CHECKING:
@@ -89,12 +91,13 @@ class Acceptor:
         """
         self.name = listener.name
         self.session = SESSIONS.get(listener.kind)
-        """Makes the session of a client that is asked where it wants to go; None: it is not asked"""
+        """Makes the session of a client that is asked where it wants to go; None: clients are not asked"""
         self.to = listener.to
         """Where all clients want to go that are not asked; None: the socket tells"""
         self.reads_destination = READS_DESTINATION.get(listener.kind, own_end)
+        """Reads it off a client's socket otherwise; None if that knows none. Raises OSError"""
         accept = listener.accept_proxy
-        self.announcer = None if accept is None else Announcer(accept, self.to, self.new_session)
+        self.announcer = None if accept is None else Announcer(accept, self.to, self.session, users)
         """Of a listener whose clients are announced by PROXY headers"""
         self.sock = sock
         self.users = users
@@ -105,18 +108,13 @@ class Acceptor:
         self._host = host
         self._poller = poller
         self._batch = batch
+        # The first session imports what its protocol needs: better now than while clients wait.
+        if self.session is not None:
+            self.session(users)
         sock.setblocking(False)
         if not self.is_unix:
             # Inherited by every client, so none of them costs a system call for it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def new_session(self) -> Session | None:
-        """A session for a client that is asked where it wants to go; None: it is not asked."""
-        return None if self.session is None else self.session(self.users)
-
-    def destination(self, client: SocketType) -> Endpoint | None:
-        """Where a client that is not asked wants to go; None if its socket knows none. Raises OSError."""
-        return self.to or self.reads_destination(client)
 
     def resume(self) -> None:
         """Accept from now on."""

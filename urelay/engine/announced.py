@@ -28,6 +28,7 @@ from urelay.errors import ProtocolError
 from urelay.net.address import Endpoint
 from urelay.policy.model import AcceptProxy, HeaderTarget
 from urelay.protocols.proxy_header import Header, HeaderReader
+from urelay.protocols.users import Users
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,10 @@ class Announcer:
     accept: AcceptProxy
     to: Endpoint | None
     """Where the listener forwards, if it does"""
-    asked: Callable[[], Session | None]
-    """Makes the session of a client that is asked where it wants to go; None: it is not asked"""
+    asked: Callable[[Users | None], Session] | None
+    """Makes the session of a client that is asked where it wants to go; None: clients are not asked"""
+    users: Users | None = None
+    """Who may log in, where they are asked; None: everybody"""
 
     def believes(self, sender: Endpoint | None) -> bool:
         """Whether a header of `sender` (None: it has no address) counts.
@@ -55,7 +58,9 @@ class Announcer:
         return AnnouncedSession(self._following)
 
     def _following(self, header: Header) -> Session:
-        return self.asked() or KnownSession(self.to or destination_in(header, self.accept.target))
+        if self.asked is not None:
+            return self.asked(self.users)
+        return KnownSession(self.to or destination_in(header, self.accept.target))
 
 
 class AnnouncedSession(Session):
@@ -78,8 +83,10 @@ class AnnouncedSession(Session):
             return Refuse(error=str(error))
         if header is None:
             return Reply(b"")
-        session = self._following(header)
-        return Announced(header.source, session, session.receive(self._reader.leftover))
+        session, behind = self._following(header), self._reader.leftover
+        # No bytes are the end of the stream to some protocols, and would be wrong to pass on.
+        asks_later = not behind and not isinstance(session, KnownSession)
+        return Announced(header.source, session, Reply(b"") if asks_later else session.receive(behind))
 
 
 class KnownSession(Session):

@@ -66,12 +66,12 @@ _INET, _INET6, _TCP, _NODELAY = (
 _OUT = select.EPOLLOUT
 
 
-class Connection:
+class Connection(Flow):
     """A client of the relay. It stands for its way out in the poller until that is connected."""
 
     __slots__ = (
-        "_dialed", "_dialer", "_flow", "_state", "_table", "_upstream", "acceptor", "address", "asked",
-        "client", "decision", "due", "handshake", "id", "relay", "slot", "started", "ts",
+        "_dialed", "_dialer", "_state", "_table", "_upstream", "acceptor", "address", "asked", "client",
+        "decision", "handshake", "id", "relay", "started", "ts",
     )  # fmt: skip
 
     def __init__(
@@ -84,7 +84,7 @@ class Connection:
         self.client = client
         self.address = address
         self.ts = time.time()
-        self.started = relay.poller.touch()
+        self.started = relay.poller.now
         self.slot = 0
         self.due = 0.0
         self.handshake: Handshake | None = None
@@ -97,23 +97,24 @@ class Connection:
         self._upstream: SocketType | None = None
         """The socket that is connecting"""
         self._dialed: Endpoint | str | None = None
-        self._flow: Flow | None = None
 
     def begin(self) -> None:
         """Find out where the client wants to go: at once, or by asking it."""
-        if self.acceptor.is_unix and is_our_own(self.client):
+        acceptor = self.acceptor
+        if acceptor.is_unix and is_our_own(self.client):
             self.cut(End.ERROR, "a connection of our own came back to us")
             return
-        session = self.acceptor.new_session()
-        if session is not None:
-            self.handshake = handshake = Handshake(self, session)
+        if acceptor.session is not None:
+            self.handshake = handshake = Handshake(self, acceptor.session(acceptor.users))
             handshake.ask(self.relay.limits.handshake_s)
             return
-        try:
-            asked = self.acceptor.destination(self.client)
-        except OSError as error:
-            self.cut(End.ERROR, _words(error.errno))
-            return
+        asked = acceptor.to
+        if asked is None:
+            try:
+                asked = acceptor.reads_destination(self.client)
+            except OSError as error:
+                self.cut(End.ERROR, _words(error.errno))
+                return
         if asked is None:
             self.cut(End.ERROR, "its socket does not tell where it wants to go")
         else:
@@ -155,9 +156,6 @@ class Connection:
 
     @property
     def _source(self) -> Address | None:
-        handshake = self.handshake
-        if handshake is None and isinstance(self.address, tuple):
-            return packed(self.address[0])
         peer = self.peer
         if peer is None:
             return None
@@ -172,25 +170,29 @@ class Connection:
 
     def on_timer(self, now: float) -> None:
         """The handshake, the attempt to connect or the holding has lasted long enough."""
-        if self._state is _HANDSHAKE:
+        if self._state is _FLOWING:
+            super().on_timer(now)
+        elif self._state is _HANDSHAKE:
             handshake = self.handshake
             assert handshake is not None
             self.cut(End.TIMEOUT, f"no {handshake.session.waits_for} in {handshake.patience_s:g} s")
         elif self._state is _HELD:
-            self._over(End.DENIED, _why_denied(self.decision))
+            self.ended(End.DENIED, _why_denied(self.decision))
             self.relay.poller.retire(self.client)
         elif self._state is _CONNECTING:
             self._connect_failed(errno.ETIMEDOUT)
 
     def on_crash(self) -> None:
         """A fault of ours: let go of the client."""
-        if self._state is not _OVER:
+        if self._state is _FLOWING:
+            super().on_crash()
+        elif self._state is not _OVER:
             self.cut(End.ERROR, "internal error")
 
     def abort(self, end: End, error: str) -> None:
         """End it now, whatever it is doing."""
-        if self._flow is not None:
-            self._flow.abort(end, error)
+        if self._state is _FLOWING:
+            self.reset_both(end, error)
         elif self._state is not _OVER:
             self.cut(end, error)
 
@@ -208,7 +210,13 @@ class Connection:
     def decide(self, asked: Endpoint) -> None:
         """The client wants to go to `asked`: do what the policy says of it."""
         self.asked = asked
-        decision = self._table.decide(asked.host, asked.port, self._source, self.acceptor.name)
+        address = self.address
+        # By far the most are clients with an address of their own.
+        if self.handshake is None and isinstance(address, tuple):
+            source: Address | None = packed(address[0])
+        else:
+            source = self._source
+        decision = self._table.decide(asked.host, asked.port, source, self.acceptor.name)
         if decision.outcome is _DIRECT and not decision.needs_address:
             self.decision = decision
             if decision.settings.limit_per_source is None or self._is_within(decision.settings):
@@ -371,7 +379,7 @@ class Connection:
                 self.cut(End.ERROR, f"{path}: {_words(error.errno)}")
                 return
         self._dialed = path
-        self._over(End.EOF, None)
+        self.ended(End.EOF, None)
         self.relay.poller.retire(self.client)
 
     # --- the long way out
@@ -412,7 +420,7 @@ class Connection:
             dialed.sock.close()
             return
         self._dialed = dialed.dialed
-        self._hand_over(dialed.sock, None)
+        self._hand_over(dialed.sock, None, dialed.early_down)
 
     def _fail(self, failure: Failure, error: str) -> None:
         """There is no way out, and the client is told in its own terms."""
@@ -429,45 +437,33 @@ class Connection:
 
     # --- the flow
 
-    def _hand_over(self, upstream: SocketType, told: int | None) -> None:
-        """Give both sockets to the pump. `told`: see `_connected`."""
+    def _hand_over(self, upstream: SocketType, told: int | None, early_down: bytes = b"") -> None:
+        """Give both sockets to the pump. `told`: see `_connected`; `early_down`: see Dialed."""
         relay = self.relay
         handshake = self.handshake
         early, client_told = b"", None
-        try:
-            if handshake is not None:
+        if handshake is not None:
+            try:
                 bound = own_end(upstream) if handshake.session.tells_bound else None
-                command = handshake.session.dialed(bound)
-                assert isinstance(command, HandOver)
-                if not handshake.send(command.reply):
-                    relay.poller.retire(upstream)
-                    self.cut(End.RESET, "the client takes no reply")
-                    return
-                early = command.early
-                client_told = handshake.told if handshake.watched else None
-                handshake.session = DIRECT_SESSION
-            self._state = _FLOWING
-            self._flow = flow = Flow(relay.pump, self.client, upstream, self, self._idle_s, early)
-        except OSError as error:
-            relay.poller.retire(upstream)
-            self.cut(End.ERROR, _words(error.errno))
-            return
-        relay.wheel.hand_over(self, flow)
-        try:
-            flow.start(client_told, told)
-        except OSError as error:
-            flow.abort(End.ERROR, _words(error.errno))
-
-    @property
-    def _idle_s(self) -> float:
+            except OSError as error:
+                relay.poller.retire(upstream)
+                self.cut(End.ERROR, _words(error.errno))
+                return
+            command = handshake.session.dialed(bound)
+            assert isinstance(command, HandOver)
+            if not handshake.send(command.reply):
+                relay.poller.retire(upstream)
+                self.cut(End.RESET, "the client takes no reply")
+                return
+            early = command.early
+            client_told = handshake.told if handshake.watched else None
+            handshake.session = DIRECT_SESSION
+        self._state = _FLOWING
         assert self.decision is not None
         idle_s = self.decision.settings.idle_timeout_s
-        return self.acceptor.idle_s if idle_s is None else idle_s
-
-    def flow_ended(self, bytes_up: int, bytes_down: int, end: End, error: str | None) -> None:
-        """The pump has closed both sockets."""
-        self._flow = None
-        self._over(end, error, bytes_up, bytes_down)
+        if idle_s is None:
+            idle_s = self.acceptor.idle_s
+        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early, early_down)
 
     # --- the end
 
@@ -477,7 +473,7 @@ class Connection:
         if handshake is None or not command.reply:
             self.cut(end, error)
         elif handshake.send(command.reply):
-            self._over(end, error)
+            self.ended(end, error)
             self.relay.say_farewell(self.client, handshake.watched)
         else:
             self.cut(End.RESET, "the client takes no reply")
@@ -487,11 +483,12 @@ class Connection:
         if self._upstream is not None:
             upstream, self._upstream = self._upstream, None
             self._give_up(upstream)
-        self._over(end, error)
+        self.ended(end, error)
         reset_on_close(self.client)
         self.relay.poller.retire(self.client)
 
-    def _over(self, end: End, error: str | None, bytes_up: int = 0, bytes_down: int = 0) -> None:
+    def ended(self, end: End, error: str | None, bytes_up: int = 0, bytes_down: int = 0) -> None:
+        """It is over, and its client's socket closed or about to be: make its record."""
         relay = self.relay
         handshake = self.handshake
         self._state = _OVER

@@ -51,6 +51,8 @@ class Dialed:
     """What `sock` is connected to: an endpoint, a proxy's endpoint, or the path of a unix socket"""
     tries: tuple[str, ...]
     """Everything that was tried, in order: endpoints, and what proxies were asked for"""
+    early_down: bytes = b""
+    """What was read behind a proxy's answer: it reaches the client before all that `sock` still holds"""
 
 
 class Judge(Protocol):
@@ -126,7 +128,7 @@ class Dialer:
         self._logins = logins
         self._timeouts = timeouts or Timeouts()
         self._ask = proxies.ask
-        self._kinds = frozenset(proxies.TYPES)
+        self._kinds = proxies.KINDS
 
     async def dial(self, table: Judge, decision: Decision, asked: Asked) -> Dialed:
         """Open the way `decision` names for `asked`; takes at most the whole of the timeouts.
@@ -225,34 +227,37 @@ class _Dial:
             return await self._direct(goals, timeouts)
         for proxy in proxies:
             if proxy.kind not in self._kinds:
-                raise DialError(Failure.ERROR, f"upstream `{proxy.name}` is no SOCKS proxy: {proxy.kind}")
+                raise DialError(Failure.ERROR, f"upstream `{proxy.name}` is no proxy: {proxy.kind}")
         if proxies[-1].kind is UpstreamKind.SOCKS4:
             goals = [goal for goal in goals if len(goal.target.host) == 4] or goals
         for goal in goals[:_ADDRESSES_BY_PROXY]:
             try:
-                sock, dialed = await self._through(proxies, goal.target, timeouts)
+                sock, dialed, early = await self._through(proxies, goal.target, timeouts)
             except DialError as error:
                 last = error
                 if error.failure not in _ABOUT_THE_ADDRESS:
                     break
             else:
-                return self._dialed(sock, goal.decision, dialed)
+                return self._dialed(sock, goal.decision, dialed, early)
         raise last
 
     async def _through(
         self, proxies: Sequence[Upstream], target: Endpoint, timeouts: Timeouts
-    ) -> tuple[socket.socket, str]:
-        """A socket that leads through every proxy to `target`, and what it is connected to itself."""
+    ) -> tuple[socket.socket, str, bytes]:
+        """A socket that leads through every proxy to `target`, what it is connected to itself, and what
+        was read of it behind the last proxy's answer.
+        """
         sock, dialed = await self._reach(proxies[0], timeouts)
+        early = b""
         try:
             for proxy, following in zip(proxies, [*proxies[1:], None], strict=True):
                 goal = target if following is None else await self._next_hop(proxy, following)
                 self._tries.append(f"{proxy.name} to {goal}")
-                await self._ask(sock, proxy, self._logins.get(proxy.name), goal)
+                early = await self._ask(sock, proxy, self._logins.get(proxy.name), goal, early)
         except BaseException:
             sock.close()
             raise
-        return sock, dialed
+        return sock, dialed, early
 
     async def _reach(self, proxy: Upstream, timeouts: Timeouts) -> tuple[socket.socket, str]:
         try:
@@ -285,8 +290,8 @@ class _Dial:
         """Everything that was tried so far, in order."""
         return tuple(self._tries)
 
-    def _dialed(self, sock: socket.socket, decision: Decision, dialed: str) -> Dialed:
-        return Dialed(sock, decision, dialed, self.tries)
+    def _dialed(self, sock: socket.socket, decision: Decision, dialed: str, early: bytes = b"") -> Dialed:
+        return Dialed(sock, decision, dialed, self.tries, early)
 
 
 def _way(decision: Decision) -> tuple[Outcome, str | None, str | None]:

@@ -2,8 +2,9 @@
 
 The pump moves bytes; whatever happens once in the life of a flow, or once a minute, is here. A flow
 ends once, in `finish`: both sockets are retired (reset, if that is what is owed), pipes are let go,
-the owner is told, and the references between flow and directions are cut, so that nothing waits for
-the garbage collector.
+the references between flow and directions are cut, so that nothing waits for the garbage collector,
+and `ended` is told. A flow is a base class because a connection *becomes* one: one object from accept
+to the end, with one place on the wheel.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import errno
 import os
 import select
 import socket
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from urelay.engine.pump import BEHIND, KEEPALIVE_FROM_S, OVER, Direction, Pump
 from urelay.engine.record import End
@@ -28,76 +29,76 @@ _BROKEN = {
 }
 
 
-class Owner(Protocol):
-    """Who is told when a flow is over."""
-
-    def flow_ended(self, bytes_up: int, bytes_down: int, end: End, error: str | None) -> None:
-        """Both sockets are closed, or will be when this batch ends."""
-
-
 class Flow:
-    """Two directions and what they have in common."""
+    """Two directions and what they have in common. `slot` and `due` are the wheel's, and start as 0."""
 
     __slots__ = (
-        "_idle_s",
-        "_kept_alive",
-        "_owner",
-        "_pump",
-        "_started",
-        "down",
-        "due",
-        "reset_by",
-        "slot",
-        "up",
-    )
+        "_idle_s", "_kept_alive", "_opened", "_pump", "down", "due", "reset_by", "slot", "up",
+    )  # fmt: skip
 
     up: Direction
     """From the client; unset when the flow is over"""
     down: Direction
     """To the client; unset when the flow is over"""
+    slot: int
+    due: float
 
-    def __init__(self, pump: Pump, client: SocketType, upstream: SocketType, owner: Owner, idle_s: float,
-                 early_up: bytes = b"", early_down: bytes = b"") -> None:  # fmt: skip
-        """The sockets must be non-blocking. What was read of them already comes first: `early_up` is what
-        the client sent behind its request, `early_down` what came behind a proxy's answer.
+    def open(
+        self,
+        pump: Pump,
+        client: SocketType,
+        upstream: SocketType,
+        idle_s: float,
+        client_told: int | None = None,
+        upstream_told: int | None = None,
+        early_up: bytes = b"",
+        early_down: bytes = b"",
+    ) -> None:
+        """Begin to move bytes between two non-blocking sockets.
+
+        A socket that the poller watches already comes with the events it has `told` so far. What was
+        read of them already comes first: `early_up` is what the client sent behind its request,
+        `early_down` what came behind a proxy's answer. When the kernel will not watch another socket
+        the flow ends at once.
         """
-        now = pump.poller.touch()
-        self.slot = 0
-        self.due = 0.0
+        poller = pump.poller
+        now = self._opened = poller.touch()
         self.up = up = Direction(pump, client, upstream, early_up, now)
         self.down = down = Direction(pump, upstream, client, early_down, now)
         up.back, down.back = down, up
         up.flow = down.flow = self
         self.reset_by = 0.0
         self._pump = pump
-        self._owner = owner
         self._idle_s = idle_s
-        self._started = now
         self._kept_alive = False
-
-    def start(self, client_told: int | None = None, upstream_told: int | None = None) -> None:
-        """Begin to move bytes. Raises OSError when the kernel will not watch another socket.
-
-        A socket that the poller watches already comes with the events it has `told` so far.
-        """
-        pump = self._pump
-        for direction, told in ((self.up, client_told), (self.down, upstream_told)):
-            if told is None:
-                pump.poller.add(direction.src, direction)
-            else:
-                pump.poller.assign(direction.src, direction)
-                if told & (select.EPOLLIN | BEHIND):
-                    # That edge went to somebody else, and comes no more: look what is there.
-                    direction.eager = bool(told & BEHIND)
-                    pump.poller.again(direction)
-            if direction.held:
-                pump.poller.again(direction)
         look_s = pump.first_look_s
-        pump.wheel.set(self, self._started + (self._idle_s if 0 < self._idle_s < look_s else look_s))
+        pump.wheel.set(self, now + (idle_s if 0 < idle_s < look_s else look_s))
+        try:
+            self._listen(down, upstream_told)
+            self._listen(up, client_told)
+        except OSError as error:
+            self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
+
+    def _listen(self, direction: Direction, told: int | None) -> None:
+        poller = self._pump.poller
+        if told is None:
+            poller.add(direction.src, direction)
+        else:
+            poller.assign(direction.src, direction)
+            if told & (select.EPOLLIN | BEHIND):
+                # That edge went to somebody else, and comes no more: look what is there.
+                direction.eager = bool(told & BEHIND)
+                poller.again(direction)
+        if direction.held:
+            poller.again(direction)
+
+    def ended(self, end: End, error: str | None, bytes_up: int, bytes_down: int) -> None:
+        """Both sockets are closed, or will be when this batch ends: to be overridden."""
+        raise NotImplementedError
 
     def on_timer(self, now: float) -> None:
         """Time to see whether anything moved; ends the flow, or sets the next such time."""
-        if not self._kept_alive and now - self._started >= KEEPALIVE_FROM_S:
+        if not self._kept_alive and now - self._opened >= KEEPALIVE_FROM_S:
             self._keep_alive()
         limits = self._pump.limits
         stalled_s = limits.stalled_s
@@ -110,7 +111,7 @@ class Flow:
                     left = direction.last + stalled_s - now
                     if left <= 0:
                         taker = self._side(direction.dst)
-                        self.abort(End.TIMEOUT, f"the {taker} took no byte for {stalled_s:g} s")
+                        self.reset_both(End.TIMEOUT, f"the {taker} took no byte for {stalled_s:g} s")
                         return
                     wait_s = min(wait_s, left)
         half = self.up.state or self.down.state
@@ -119,7 +120,7 @@ class Flow:
         if quiet_s and not holds:
             left = max(self.up.last, self.down.last) + quiet_s - now
             if left <= 0:
-                self.abort(End.TIMEOUT, f"no byte for {quiet_s:g} s" + (", half closed" if half else ""))
+                self.reset_both(End.TIMEOUT, f"no byte for {quiet_s:g} s" + (", half closed" if half else ""))
                 return
             wait_s = min(wait_s, left)
         self._pump.wheel.set(self, now + wait_s)
@@ -127,9 +128,9 @@ class Flow:
     def on_crash(self) -> None:
         """End the flow, whatever state it is in."""
         if hasattr(self, "up"):
-            self.abort(End.ERROR, "internal error")
+            self.reset_both(End.ERROR, "internal error")
 
-    def abort(self, end: End, error: str | None) -> None:
+    def reset_both(self, end: End, error: str | None) -> None:
         """Reset both sides."""
         self.finish(end, error, reset=(self.up.src, self.down.src))
 
@@ -157,11 +158,12 @@ class Flow:
         self.finish(end, text.format(side=self._side(direction.src)), reset=(direction.dst,))
 
     def finish(self, end: End, error: str | None = None, reset: tuple[SocketType, ...] = ()) -> None:
-        """Close both sockets, those in `reset` with a reset, and tell the owner. Once."""
+        """Close both sockets, those in `reset` with a reset, and tell `ended`. Once."""
         up, down = self.up, self.down
         up.state = down.state = OVER
-        up.let_go()
-        down.let_go()
+        for direction in (up, down):
+            if direction.held or direction.pipe is not None:
+                direction.let_go()
         for sock in reset:
             reset_on_close(sock)
         pump = self._pump
@@ -169,7 +171,7 @@ class Flow:
         pump.poller.retire(down.src)
         pump.wheel.cancel(self)
         del up.back, up.flow, down.back, down.flow, self.up, self.down
-        self._owner.flow_ended(up.count, down.count, end, error)
+        self.ended(end, error, up.count, down.count)
 
     def _side(self, sock: SocketType) -> str:
         return "client" if sock is self.up.src else "server"

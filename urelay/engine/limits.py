@@ -47,7 +47,7 @@ class Limits:
     accept_pause_s: float = 0.25
     """How long nothing is accepted once descriptors ran out"""
     handshake_bytes: int = RECEIVE_SIZE
-    """What one client may send before its request is complete, and the most kept for it"""
+    """Read of a client at a time until its request is complete; its protocol bounds what is kept for it"""
     max_connections: int = 10_000
     per_source: int = 2_500
     """Of these, one client's address may have so many (a listener's `limit` says otherwise): who opens

@@ -1,10 +1,15 @@
-"""Asks SOCKS proxies for connections, with python-socks, over sockets that are already connected.
+"""Asks proxies for connections, over sockets that are already connected.
 
-python-socks's own Proxy opens its TCP connection itself, resolves through getaddrinfo and knows no
-unix sockets; so this uses its connectors, the part that speaks the protocol, over our sockets. They
-read exactly what a reply holds, byte by byte of it, so what a server says first stays in the socket.
-What a proxy answers is hostile: it is bounded (at most 262 bytes are read a reply), it ends in
-success or in a DialError, and no exception of the library leaves, since some of them show secrets.
+SOCKS is spoken with python-socks. Its own Proxy opens its TCP connection itself, resolves through
+getaddrinfo and knows no unix sockets; so this uses its connectors, the part that speaks the protocol,
+over our sockets. They read exactly what a reply holds, byte by byte of it, so what a server says
+first stays in the socket. Its HTTP connector does not, so CONNECT is urelay.protocols.connect_client:
+there no length tells where an answer ends, and what was read behind the end is handed on as *early*
+bytes, which whoever uses the socket next takes before he reads.
+
+What a proxy answers is hostile: it is bounded (at most 262 bytes are read a reply of SOCKS, 16 KiB of
+HTTP), it ends in success or in a DialError, and no exception of a library leaves, since some of them
+show secrets.
 """
 
 from __future__ import annotations
@@ -25,8 +30,11 @@ from urelay.errors import DialError, Failure
 from urelay.net.address import Endpoint, host_text, printable
 from urelay.policy.model import Upstream, UpstreamKind
 
-TYPES: Final = {UpstreamKind.SOCKS4: ProxyType.SOCKS4, UpstreamKind.SOCKS5: ProxyType.SOCKS5}
+KINDS: Final = frozenset((UpstreamKind.SOCKS4, UpstreamKind.SOCKS5, UpstreamKind.HTTP))
 """The kinds of proxy that can be asked."""
+
+_SOCKS: Final = {UpstreamKind.SOCKS4: ProxyType.SOCKS4, UpstreamKind.SOCKS5: ProxyType.SOCKS5}
+_READ_BYTES = 4096
 
 # RFC 1928, 6, in our words. SOCKS4 has one code for every failure (0x5b) and two about identd: none
 # of them says what happened, so all are ERROR.
@@ -42,13 +50,51 @@ _ANSWERS5 = {
 }
 
 
-async def ask(sock: socket.socket, upstream: Upstream, login: Credentials | None, target: Endpoint) -> None:
+async def ask(
+    sock: socket.socket, upstream: Upstream, login: Credentials | None, target: Endpoint, early: bytes = b""
+) -> bytes:
     """Have the proxy at the other end of `sock` connect to `target`; then `sock` leads there.
 
-    `upstream` is of a kind in TYPES; a host name is sent as it is. Raises DialError, and `sock` stays
+    `upstream` is of a kind in KINDS; a host name is sent as it is. `early`: what was read of `sock`
+    before. Returns what was read of it behind the proxy's answer. Raises DialError, and `sock` stays
     the caller's to close.
     """
-    kind = TYPES[upstream.kind]
+    stream = _Stream(sock, early)
+    try:
+        if upstream.kind is UpstreamKind.HTTP:
+            return await _ask_http(stream, upstream, login, target)
+        await _ask_socks(stream, upstream, login, target)
+    except EOFError:
+        raise DialError(
+            Failure.ERROR, f"upstream `{upstream.name}` closed the connection before its reply was whole"
+        ) from None
+    except OSError as error:
+        # The proxy was reached and then failed: a reset here says nothing of the destination.
+        failure = Failure.TIMEOUT if failure_of(error) is Failure.TIMEOUT else Failure.ERROR
+        raise DialError(failure, f"upstream `{upstream.name}`: {words(error)} while asking it") from None
+    return stream.early
+
+
+async def _ask_http(
+    stream: _Stream, upstream: Upstream, login: Credentials | None, target: Endpoint
+) -> bytes:
+    # Imported by the first that needs it: h11 takes 10 ms, which most relays never have to spend.
+    from urelay.protocols.connect_client import ConnectError, HttpClient
+
+    try:
+        client = HttpClient(target, login)
+        await stream.write(client.request())
+        while not client.done:
+            client.receive(await stream.read())
+    except ConnectError as error:
+        raise DialError(error.failure, f"upstream `{upstream.name}`: {error}") from None
+    return client.leftover + stream.early
+
+
+async def _ask_socks(
+    stream: _Stream, upstream: Upstream, login: Credentials | None, target: Endpoint
+) -> None:
+    kind = _SOCKS[upstream.kind]
     if kind is ProxyType.SOCKS4 and isinstance(target.host, bytes) and len(target.host) == 16:
         # Left to itself the library would send the text of the address as a host name.
         raise DialError(
@@ -59,20 +105,12 @@ async def ask(sock: socket.socket, upstream: Upstream, login: Credentials | None
         user, password = _Octets.of(login.user), _Octets.of(login.password)
     connector = create_connector(kind, user, password, True, _NoResolver())
     try:
-        await connector.connect(_Stream(sock), host_text(target.host), target.port)
+        await connector.connect(stream, host_text(target.host), target.port)
     except ReplyError as error:
         failure, told = Failure.ERROR, _lowered(str(error))
         if kind is ProxyType.SOCKS5:
             failure, told = _ANSWERS5.get(error.error_code or 0, (failure, told))
         raise DialError(failure, f"upstream `{upstream.name}`: {told}") from None
-    except EOFError:
-        raise DialError(
-            Failure.ERROR, f"upstream `{upstream.name}` closed the connection before its reply was whole"
-        ) from None
-    except OSError as error:
-        # The proxy was reached and then failed: a reset here says nothing of the destination.
-        failure = Failure.TIMEOUT if failure_of(error) is Failure.TIMEOUT else Failure.ERROR
-        raise DialError(failure, f"upstream `{upstream.name}`: {words(error)} while asking it") from None
     except ValueError:
         # Bound addresses of a wrong length, names that are no UTF-8.
         raise DialError(Failure.ERROR, f"upstream `{upstream.name}` answers what is not SOCKS") from None
@@ -81,20 +119,29 @@ async def ask(sock: socket.socket, upstream: Upstream, login: Credentials | None
 class _Stream(AsyncSocketStream):
     """The three things a connector does with a socket; it opens and closes nothing."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, early: bytes) -> None:
+        self.early = early
+        """Read of the socket, and not yet taken"""
         self._sock = sock
         self._loop = asyncio.get_running_loop()
 
     async def write(self, data: bytes) -> None:
         await self._loop.sock_sendall(self._sock, data)
 
+    async def read(self, max_bytes: int = _READ_BYTES) -> bytes:
+        """At least one byte; raises EOFError at the end."""
+        if self.early:
+            piece, self.early = self.early[:max_bytes], self.early[max_bytes:]
+        else:
+            piece = await self._loop.sock_recv(self._sock, max_bytes)
+        if not piece:
+            raise EOFError
+        return piece
+
     async def read_exactly(self, n: int) -> bytes:
         data = b""
         while len(data) < n:
-            piece = await self._loop.sock_recv(self._sock, n - len(data))
-            if not piece:
-                raise EOFError
-            data += piece
+            data += await self.read(n - len(data))
         return data
 
 

@@ -191,7 +191,7 @@ class Direction:
     def on_crash(self) -> None:
         """End the flow, whatever state it is in."""
         if self.state != OVER:
-            self.flow.finish(End.ERROR, "internal error", reset=(self.src, self.dst))
+            self.flow.on_crash()
 
     def resume(self) -> None:
         """The next turn of a direction that had more to move than one turn allows."""
@@ -203,16 +203,47 @@ class Direction:
             return
         if self.state:
             return
+        pump = self.pump
         moved = 0
         for _ in range(_TURN_BURSTS):
-            # Most common case first: one small burst, copied, and the source is empty.
-            step = self._splice() if self.burst else self._copy()
-            if not step:
+            if self.burst:
+                size = self._splice()
+                if not size:
+                    return
+                moved += max(size, 0)
+                if moved >= _TURN_BYTES:
+                    break
+                continue
+            # The most common case, here and not in a method of its own: one small burst, copied
+            # through the shared buffer, and the source is empty.
+            try:
+                size = self.src.recv_into(pump.buffer)
+            except BlockingIOError:
                 return
-            moved += step
-            if moved >= _TURN_BYTES:
-                break
-        self.pump.poller.again(self)
+            except OSError as error:
+                self._source_broke(error.errno or errno.EIO)
+                return
+            if not size:
+                self._source_ended()
+                return
+            self.last = pump.poller.now
+            try:
+                sent = self.dst.send(pump.view[:size])
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._sink_broke(error.errno or errno.EIO)
+                return
+            self.count += sent
+            if sent < size:
+                self._hold(pump.view[sent:size])
+                return
+            if size == BUFFER_BYTES:
+                if not self.copy_only:
+                    self.burst = FIRST_BURST
+            elif not self.eager:
+                return
+        pump.poller.again(self)
 
     def reset_if_due(self, now: float) -> bool:
         """Reset the destination if what went before is delivered or has had its time; True if over."""
@@ -235,45 +266,17 @@ class Direction:
         self.held = 0
         self.rest = b""
 
-    def _copy(self) -> int:
-        """One burst through the shared buffer; returns its size if there may be more, else 0."""
-        pump = self.pump
-        try:
-            size = self.src.recv_into(pump.buffer)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            self._source_broke(error.errno or errno.EIO)
-            return 0
-        if not size:
-            self._source_ended()
-            return 0
-        self.last = pump.poller.now
-        try:
-            sent = self.dst.send(pump.view[:size])
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._sink_broke(error.errno or errno.EIO)
-            return 0
-        self.count += sent
-        if sent < size:
-            self._hold(pump.view[sent:size])
-            return 0
-        if size < BUFFER_BYTES:
-            return size if self.eager else 0
-        if not self.copy_only:
-            self.burst = FIRST_BURST
-        return size
-
     def _splice(self) -> int:
-        """One burst through a pipe; returns its size if there may be more, else 0."""
+        """One burst through a pipe.
+
+        Returns its size if there may be more, 0 if not, and -1 if that must be found out by copying.
+        """
         pipe = self.pipe
         if pipe is None:
             pipe = self.pipe = self.pump.pipes.take()
             if pipe is None:
                 self.burst = 0
-                return self._copy()
+                return -1
         try:
             size = os.splice(self.src.fileno(), pipe.writer, self.burst, flags=_SPLICE)
         except BlockingIOError:
@@ -283,7 +286,7 @@ class Direction:
             self._return_pipe()
             if error.errno == errno.EINVAL:
                 self._stop_splicing()
-                return self._copy()
+                return -1
             self._source_broke(error.errno or errno.EIO)
             return 0
         if not size:
@@ -291,7 +294,7 @@ class Direction:
             self._return_pipe()
             self.burst = 0
             self._keep_urgent_data_in_place()
-            return self._copy()
+            return -1
         self.held = size
         if not self._flush():
             return 0

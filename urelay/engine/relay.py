@@ -88,7 +88,7 @@ class Relay:
 
         It is listening, or bound and brings descriptors, if the listener's place is a socketbox.
 
-        `users`: who may log in to a socks listener; None lets everybody in. One listener may have
+        `users`: who may log in, where clients are asked; None lets everybody in. One listener may have
         several sockets: each is added by a call of its own.
         """
         if listener.kind not in KINDS:

@@ -3,9 +3,11 @@
 A session is told what happened and answers with what to do: it never reads, waits or decides where
 a connection may go. Two kinds exist, by how the client says where it wants to go:
 
-    kind                     asks                      is refused with
+    listener                 asks                      is refused with
     transparent, forward     before it says anything   a reset, whatever the reason
     socks                    in its request            the reply code of that reason (RFC 1928, 6)
+    http                     in its request            403 and why, 502, 504; 407
+    mixed                    as socks or as http       as the one it chose
 
 A client of either kind may have to be announced first (urelay.engine.announced).
 
@@ -17,12 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from urelay.errors import Failure, ProtocolError
-from urelay.net.address import Endpoint
+from urelay.net.address import Endpoint, Host
 from urelay.policy.model import DenyHow, ListenerKind, Outcome
-from urelay.protocols.socks import Request, SocksServer
+from urelay.protocols.socks import SocksServer
 from urelay.protocols.users import Users
 from urelay.table.decision import Decision
 
@@ -120,8 +122,12 @@ class Session:
         if decision.outcome is Outcome.SILENT:
             return HOLD
         if decision.outcome is Outcome.DENY:
-            return self.failed(FAILURE_OF[decision.deny_how])
+            return self.denied(decision)
         return DIAL
+
+    def denied(self, decision: Decision) -> Command:
+        """The policy says no: answers Refuse."""
+        return RESET
 
     def dialed(self, bound: Endpoint | None) -> Command:
         """The way out is open: answers HandOver."""
@@ -132,35 +138,80 @@ class Session:
         return RESET
 
 
-class SocksSession(Session):
-    """A SOCKS client (urelay.protocols.socks), which is told of every outcome in its own terms."""
+class Request(Protocol):
+    """What a client asked for, in the protocol it asked in, and how that is answered."""
 
-    __slots__ = ("_machine", "_request")
+    @property
+    def host(self) -> Host:
+        """An address or a host name."""
+
+    @property
+    def port(self) -> int:
+        """1 to 65535."""
+
+    @property
+    def user(self) -> str | None:
+        """Who the client is, as far as its protocol says."""
+
+    def success(self, bound: Endpoint | None, /) -> bytes:
+        """The reply to a connection that was made."""
+
+    def failure(self, failure: Failure, reason: str | None = None, /) -> bytes:
+        """The reply to one that was not; `reason` is told where the protocol has room for it."""
+
+
+class Server(Protocol):
+    """The server side of a protocol, sans-I/O: SocksServer, HttpServer, MixedServer."""
+
+    @property
+    def request(self) -> Request | None:
+        """What the client asked for, once it has."""
+
+    @property
+    def leftover(self) -> bytes:
+        """What it sent behind that."""
+
+    def receive(self, data: bytes) -> bytes:
+        """Take bytes, return what to send; raises ProtocolError."""
+
+
+class AskedSession(Session):
+    """A client that is asked where it wants to go, and told of every outcome in its own terms."""
+
+    __slots__ = ("_request", "_server")
 
     tells_bound = True
 
-    def __init__(self, users: Users | None) -> None:
-        self._machine = SocksServer(users)
+    def __init__(self, server: Server) -> None:
+        self._server = server
         self._request: Request | None = None
 
     def receive(self, data: bytes) -> Command:
         """Take bytes of the handshake: answers Reply, Ask or Refuse."""
         try:
-            reply = self._machine.receive(data)
+            reply = self._server.receive(data)
         except ProtocolError as error:
             return Refuse(error.reply, str(error))
-        request = self._request = self._machine.request
+        request = self._request = self._server.request
         if request is None:
             return Reply(reply)
         return Ask(Endpoint(request.host, request.port), request.user, reply)
 
+    def denied(self, decision: Decision) -> Command:
+        """The policy says no: answers Refuse, with the reply that says why, or what it claims."""
+        return self.failed(FAILURE_OF[decision.deny_how], _why(decision))
+
     def dialed(self, bound: Endpoint | None) -> Command:
         """The way out is open: answers HandOver, with the reply that says so."""
-        return HandOver(self._asked.success(bound), self._machine.leftover)
+        return HandOver(self._asked.success(bound), self._server.leftover)
 
     def failed(self, failure: Failure, why: str | None = None) -> Command:
-        """There is no way out: answers Refuse, with the reply code."""
-        return Refuse(self._asked.failure(failure))
+        """There is no way out: answers Refuse, with the reply that says so.
+
+        Only a denial is explained. What else goes wrong is explained in words that name addresses
+        and upstreams, and a `deny` that claims something else would give itself away.
+        """
+        return Refuse(self._asked.failure(failure, why if failure is Failure.DENIED else None))
 
     @property
     def _asked(self) -> Request:
@@ -170,5 +221,37 @@ class SocksSession(Session):
 
 DIRECT_SESSION = Session()
 
-SESSIONS: Mapping[ListenerKind, Callable[[Users | None], Session]] = {ListenerKind.SOCKS: SocksSession}
+
+def _socks(users: Users | None) -> Session:
+    return AskedSession(SocksServer(users))
+
+
+# Imported by the first listener of its kind: h11 takes 10 ms, which most relays never have to spend.
+
+
+def _http(users: Users | None) -> Session:
+    from urelay.protocols.connect import HttpServer
+
+    return AskedSession(HttpServer(users))
+
+
+def _mixed(users: Users | None) -> Session:
+    from urelay.protocols.mixed import MixedServer
+
+    return AskedSession(MixedServer(users))
+
+
+SESSIONS: Final[Mapping[ListenerKind, Callable[[Users | None], Session]]] = {
+    ListenerKind.SOCKS: _socks,
+    ListenerKind.HTTP: _http,
+    ListenerKind.MIXED: _mixed,
+}
 """How a client is listened to, by the kind of its listener; of the other kinds it is asked nothing"""
+
+
+def _why(decision: Decision) -> str:
+    """Why the policy says no, as a client may know it: a statement's place, without its folder."""
+    by = decision.wall or decision.route
+    if decision.why is not None or by is None:
+        return decision.why or "no route matches"
+    return f"denied by {by.file.rpartition('/')[2]}:{by.line}"

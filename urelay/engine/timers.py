@@ -69,15 +69,6 @@ class Wheel:
             slot.add(who)
         self._count += 1
 
-    def hand_over(self, old: Timed, new: Timed) -> None:
-        """Let `new`, who has none, take the place of `old`, if that has one."""
-        slot = self._slots.get(old.slot)
-        if slot is not None:
-            slot.discard(old)
-            slot.add(new)
-            new.slot, new.due = old.slot, old.due
-            old.slot = 0
-
     def cancel(self, who: Timed) -> None:
         """Take `who` off the wheel, if it is there."""
         if who.slot:

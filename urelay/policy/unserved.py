@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from urelay.lang import ast
 from urelay.lang.diagnostics import Diagnostic, Label, diagnostic
 from urelay.lang.source import Span
-from urelay.policy.model import ListenerKind, Policy, UpstreamKind
+from urelay.policy.model import Policy, UpstreamKind
 from urelay.policy.options import Owner, options_of
 
-LISTENER_KINDS = frozenset({ListenerKind.HTTP, ListenerKind.MIXED})
-UPSTREAM_KINDS = frozenset({UpstreamKind.HTTP, UpstreamKind.FIRST, UpstreamKind.SPREAD})
+UPSTREAM_KINDS = frozenset({UpstreamKind.FIRST, UpstreamKind.SPREAD})
 
 
 def find(policy: Policy) -> list[Diagnostic]:
@@ -36,15 +35,10 @@ def _in_statement(node: ast.Statement) -> Iterator[tuple[str, Span]]:
                 yield f"`{node.kind.text}` upstreams", node.kind.span
             yield from _options(node.options, Owner.UPSTREAM, node.kind.text)
         case ast.ListenDef():
-            if node.kind.text in LISTENER_KINDS:
-                yield f"`{node.kind.text}` listeners", node.kind.span
             yield from _options(node.options, Owner.LISTENER, node.kind.text)
         case ast.DnsDef():
             yield "`dns`", node.name.span
         case ast.Match():
-            words = node.action.deliver.words
-            if node.action.deliver.verb == "via" and len(words) > 1 and words[0].text in UPSTREAM_KINDS:
-                yield f"`via {words[0].text}`", words[0].span
             yield from _options(node.options, Owner.ROUTE, "")
         case ast.TableDef():
             for inner in node.body:

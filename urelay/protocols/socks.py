@@ -89,8 +89,8 @@ class Request:
             return _reply4(_GRANTED4, bound)
         return _reply5(_GRANTED5, bound)
 
-    def failure(self, failure: Failure) -> bytes:
-        """The reply to one that was not made; close after sending it.
+    def failure(self, failure: Failure, reason: str | None = None) -> bytes:
+        """The reply to one that was not made; close after sending it. SOCKS has no field for `reason`.
 
         SOCKS4 has one code for every failure: its other two are about identd.
         """
