@@ -1,6 +1,6 @@
 """`send-proxy`: HAProxy, nginx and another urelay know the client behind the relay.
 
-    inside ---- box (the relay) ---- out (HAProxy, nginx, another relay)
+inside ---- box (the relay) ---- out (HAProxy, nginx, another relay)
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def test_haproxy_sees_the_client_and_what_it_asked_for(
     lab: Lab, stack: ExitStack, serve: Serve, tmp_path: Path, version: str
 ) -> None:
     names = stack.enter_context(
-        peers.NameServer(
-            lab.box.call(lambda: peers.datagram("127.0.0.1")), {"web.example": (OUT,)}
-        )
+        peers.NameServer(lab.box.call(lambda: peers.datagram("127.0.0.1")), {"web.example": (OUT,)})
     )
     server = programs.haproxy(
         tmp_path,
@@ -66,8 +64,8 @@ def test_haproxy_sees_the_client_and_what_it_asked_for(
         listen web
             bind :8080 accept-proxy
             mode http
-            http-request return status 200 content-type text/plain lf-string "%[src] %[dst]:%[dst_port] <%[fc_pp_authority]>"
-        """,
+            http-request return status 200 content-type text/plain lf-string "SEEN"
+        """.replace("SEEN", "%[src] %[dst]:%[dst_port] <%[fc_pp_authority]>"),
         8080,
     )
     stack.callback(server.stop)

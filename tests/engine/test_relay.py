@@ -734,12 +734,6 @@ def test_a_log_that_fails_harms_no_connection(
     assert any(each.levelno == logging.ERROR for each in caplog.records)
 
 
-def test_listeners_of_kinds_that_are_not_served_are_refused(world: Callable[..., World]) -> None:
-    here = world()
-    with pytest.raises(ValueError, match="`redirect` listeners are not served"):
-        here.listen(ListenerKind.REDIRECT)
-
-
 def test_denied_is_a_dial_error() -> None:
     """What the relay relies on: Denied must be caught before DialError."""
     assert issubclass(Denied, DialError)

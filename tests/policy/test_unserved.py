@@ -28,7 +28,6 @@ def refused(folder: Path, text: str) -> list[tuple[int, str]]:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("listen x = transparent 127.0.0.1:1 { capture tcp }", "the listener option `capture`"),
         ("listen x = transparent 127.0.0.1:1 { sniff tls }", "the listener option `sniff`"),
         ("dns x = 127.0.0.1:53 { forward 9.9.9.9:53 }", "`dns`"),
         ("upstream x = first wg", "`first` upstreams"),

@@ -15,13 +15,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from urelay import __version__
-from urelay.cli import check, explain, import_, serve
+from urelay.cli import capture, check, explain, import_, serve
 from urelay.errors import PolicyError, StartError, UrelayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-COMMANDS = (check, explain, serve, import_)
+COMMANDS = (check, explain, serve, capture, import_)
 
 _INTERRUPTED = 130
 """What a shell reports for a program that ctrl-c ended"""

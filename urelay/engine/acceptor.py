@@ -49,9 +49,6 @@ READS_DESTINATION: dict[ListenerKind, Callable[[SocketType], Endpoint | None]] =
 }
 """How the destination is read off a client's socket, where that is how it comes; raises OSError"""
 
-KINDS = frozenset({*READS_DESTINATION, *SESSIONS, ListenerKind.FORWARD})
-"""The kinds of listener that can be served"""
-
 
 class Host(Protocol):
     """Who takes the clients in."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from socket import SocketType
 from typing import TYPE_CHECKING
 
-from urelay.engine.acceptor import KINDS, Acceptor
+from urelay.engine.acceptor import Acceptor
 from urelay.engine.connection import Connection
 from urelay.engine.farewell import Farewell
 from urelay.engine.limits import Limits
@@ -91,8 +91,6 @@ class Relay:
         `users`: who may log in, where clients are asked; None lets everybody in. One listener may have
         several sockets: each is added by a call of its own.
         """
-        if listener.kind not in KINDS:
-            raise ValueError(f"`{listener.kind}` listeners are not served")
         idle_s = listener.idle_timeout_s
         if idle_s is None:
             idle_s = self.limits.idle_for(listener.kind)

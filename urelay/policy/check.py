@@ -21,6 +21,7 @@ from urelay.lang.diagnostics import Diagnostic
 from urelay.lang.printer import statement_text
 from urelay.lang.source import Origin, Source
 from urelay.policy.actions import resolve_action, resolve_claim
+from urelay.policy.captures import check_captures
 from urelay.policy.flaws import Findings
 from urelay.policy.library import Library
 from urelay.policy.listeners import check_places, resolve_listener, resolve_service
@@ -80,6 +81,7 @@ def check_file(path: str) -> Checked:
         rules.add(document)
     check_chains(upstreams, scope)
     check_places(listeners, findings)
+    check_captures(listeners, upstreams, findings)
     guard_source, guard = _guard(library, findings)
     if not findings.failed:
         scope.report_unused()

@@ -21,6 +21,10 @@ MAIN = "main"
 """The table a listener uses when it names none."""
 
 
+UNCAPTURED = 0x7572
+"""The mark (SO_MARK) of connections that no `capture` takes."""
+
+
 class PortRange(NamedTuple):
     """Ports `first` to `last`, both included."""
 

@@ -144,7 +144,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         _IN, "capture", _V.CHOICE, "capture tcp",
         "install the routes and the rule that bring every connection here; remove them at exit",
-        kinds=frozenset({"transparent"}), choices=("tcp",), served=False,
+        kinds=frozenset({"transparent"}), choices=("tcp",),
     ),
     Option(
         _IN, "table", _V.TABLE, "table guests from 10.9.0.0/16",

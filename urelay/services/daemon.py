@@ -33,6 +33,7 @@ from urelay.errors import AddressError, PolicyError, StartError
 from urelay.lang.render import render_text
 from urelay.net.address import Endpoint, parse_address, parse_endpoint, printable
 from urelay.services.access_log import AccessLog, open_sink
+from urelay.services.captures import Captures
 from urelay.services.generation import Generation, prepare
 from urelay.services.listeners import Opened, Opener
 from urelay.services.log import logging_to
@@ -87,10 +88,12 @@ def serve(path: str, options: Options) -> int:
             at_exit.callback(access_sink.close)
         # Called first, for it removes the files of the sockets: last, when nobody is served any more.
         at_exit.callback(opener.close)
-        opened = opener.open(generation.policy.listeners.values())
+        captures = Captures()
+        at_exit.callback(captures.close)
+        opened = opener.open(generation.policy.listeners.values(), then=captures.apply)
         for name in opener.close_others():
             _log.warning("no listener uses the socket `%s` that systemd handed over", name)
-        daemon = Daemon(path, options, opener, resolver, error_sink)
+        daemon = Daemon(path, options, opener, captures, resolver, error_sink)
         with asyncio.Runner(loop_factory=RelayLoop) as runner:
             runner.run(daemon.run(generation, opened, access_sink))
     return 0
@@ -104,11 +107,18 @@ class Daemon:
     """The one that runs"""
 
     def __init__(
-        self, path: str, options: Options, opener: Opener, resolver: Resolver, error_sink: Sink
+        self,
+        path: str,
+        options: Options,
+        opener: Opener,
+        captures: Captures,
+        resolver: Resolver,
+        error_sink: Sink,
     ) -> None:
         self._path = path
         self._options = options
         self._opener = opener
+        self._captures = captures
         self._resolver = resolver
         self._error_sink = error_sink
         self._notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
@@ -128,6 +138,7 @@ class Daemon:
         self._relay = Relay(generation.table, self._dialer(generation), on_end, self._limits())
         try:
             self._begin(generation, opened)
+            self._captures.follow(loop)
             for number in _STOPPING_SIGNALS:
                 loop.add_signal_handler(number, self._stop)
             loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
@@ -175,7 +186,10 @@ class Daemon:
 
     def _announce(self) -> None:
         """The one line that says everything listens: scripts wait for it, so it bears no time."""
-        listeners = ", ".join(_described(one) for one in self._opened) or "nothing listens"
+        listeners = (
+            ", ".join(_described(one) + self._captures.described(one) for one in self._opened)
+            or "nothing listens"
+        )
         self._error_sink.write(f"urelay: serving {self._generation.title}: {listeners}\n".encode())
         self._notifier.ready(self._status)
 
@@ -220,7 +234,7 @@ class Daemon:
     def _swap(self, generation: Generation) -> None:
         """Make another generation the one that runs; on StartError nothing has changed."""
         held = {one.key: one.sock for one in self._opened}
-        opened = self._opener.open(generation.policy.listeners.values(), held)
+        opened = self._opener.open(generation.policy.listeners.values(), held, self._captures.apply)
         self._relay.replace(generation.table, self._dialer(generation))
         self._stop_accepting()
         self._begin(generation, opened)

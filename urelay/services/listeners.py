@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from urelay.errors import StartError
-from urelay.namespaces.enter import identity, listening_socket
+from urelay.namespaces.enter import identity, socket_inside
 from urelay.net.address import address_text, printable
 from urelay.policy.model import ListenerKind, PlaceKind
 from urelay.services.handed import HandedOver, duplicate
 from urelay.services.unix_place import OWNER_ONLY, SocketFile, listen_at, receive_at, set_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 
     from urelay.net.address import Endpoint
     from urelay.policy.model import Listener, Place
@@ -77,12 +77,16 @@ class Opener:
         self._files: dict[Key, SocketFile] = {}
 
     def open(
-        self, listeners: Iterable[Listener], held: Mapping[Key, socket.socket] | None = None
+        self,
+        listeners: Iterable[Listener],
+        held: Mapping[Key, socket.socket] | None = None,
+        then: Callable[[Sequence[Opened]], None] | None = None,
     ) -> list[Opened]:
         """The sockets of each listener, in their order: one, or as many as systemd handed over.
 
         `held` are the sockets the relay listens on already: where a key fits, the listener gets
-        another descriptor of that socket. Raises StartError with every listener that failed; then
+        another descriptor of that socket. `then` is called with what was opened, and may still raise
+        StartError for a reason of its own. Raises StartError with every listener that failed; then
         all that was opened here is closed again. `held` stays as it is, either way.
         """
         spare = dict(held or {})
@@ -98,6 +102,11 @@ class Opener:
                     _set_options(listener, sock)
             except StartError as error:
                 problems.append(f"{listener.origin}: listener `{listener.name}`: {error}")
+        if not problems and then is not None:
+            try:
+                then(opened)
+            except StartError as error:
+                problems += error.problems
         if problems:
             for one in opened:
                 one.sock.close()
@@ -174,20 +183,22 @@ def _listen(endpoint: Endpoint, netns: str | None) -> socket.socket:
     if isinstance(endpoint.host, str):
         raise StartError(f"`{printable(endpoint.host)}` is a name; a listener needs an address")
     address = endpoint.host
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     try:
-        return listening_socket(netns, lambda: _bind(address, endpoint.port))
+        sock = socket.socket(family, kind) if netns is None else socket_inside(netns, family, kind)
+        _bind(sock, address, endpoint.port)
     except OSError as error:
         where = f" in the network namespace `{printable(netns)}`" if netns is not None else ""
         raise StartError(f"cannot listen on {endpoint}{where}: {_reason(error)}") from None
+    return sock
 
 
-def _bind(address: bytes, port: int) -> socket.socket:
-    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+def _bind(sock: socket.socket, address: bytes, port: int) -> None:
     try:
         # A port whose last connections still linger in TIME_WAIT can be bound again at once.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
+        if sock.family == socket.AF_INET6:
             # `[::]` means every address, IPv4 too, whatever net.ipv6.bindv6only says.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind((address_text(address), port))
@@ -195,7 +206,6 @@ def _bind(address: bytes, port: int) -> socket.socket:
     except OSError:
         sock.close()
         raise
-    return sock
 
 
 def _check(listener: Listener, sock: socket.socket) -> None:
