@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import textwrap
@@ -13,7 +14,7 @@ import pytest
 from tests.e2e import peers
 from tests.e2e.conftest import Serve
 from tests.e2e.relay import Urelay
-from tests.e2e.rig import Namespace, Network, Program
+from tests.e2e.rig import Namespace, Network, Program, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.peer("nft")]
 
@@ -119,6 +120,40 @@ def test_a_relay_that_was_killed_leaves_what_the_next_one_replaces(
         lan.connect(SERVERS[1], 22)
     relay = serve(policy(lan.name), host)
     assert hears(lan, SERVERS[0], 22) == b"22"
+    relay.finish()
+    assert state(lan) == before
+
+
+def test_workers_share_what_one_process_captures(net: Network, host: Namespace, serve: Serve) -> None:
+    lan = net.namespace("lan")
+    before = state(lan)
+    relay = serve(policy(lan.name), host, "--workers", "2")
+    assert "capturing by sk_lookup" in relay.output
+    for address in SERVERS * 4:
+        assert hears(lan, address, 22) == b"22"
+    # An address that comes is not captured any more, though the workers know nothing of it.
+    lan.address("lo", "203.0.113.7/32")
+    with lan.listen("203.0.113.7", 80) as own:
+        own.setblocking(False)
+
+        def noticed() -> bool:
+            with contextlib.suppress(ConnectionResetError, BlockingIOError):
+                with lan.connect("203.0.113.7", 80):
+                    own.accept()[0].close()
+                return True
+            return False
+
+        until(noticed, "the address is the namespace's own")
+    lan.ip("addr", "del", "203.0.113.7/32", "dev", "lo")
+    # A reload that ends the capture and one that begins it again: no worker of before holds on to it.
+    with lan.connect(SERVERS[0], 443) as lasting:
+        relay.policy.write_text(policy(lan.name, words=""))
+        relay.reload()
+        assert state(lan) == before
+        relay.policy.write_text(policy(lan.name))
+        relay.reload()
+        assert hears(lan, SERVERS[1], 443) == b"443"
+        assert peers.read_exactly(lasting, 3) == b"443"
     relay.finish()
     assert state(lan) == before
 

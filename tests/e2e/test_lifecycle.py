@@ -100,10 +100,9 @@ def test_everything_that_stops_a_start_is_said_and_nothing_stays_bound(
             ["URT_NO_LOGIN", "`u`"],
         ),
         ("listen a = transparent fd 57\nmatch any -> direct\n", ["57"]),
-        ("listen a = http 127.0.0.1:1080\nmatch any -> direct\n", ["http", "site.urr:1"]),
-        ("listen a = socks 127.0.0.1:1080\nmatch any -> via http 192.0.2.1:1\n", ["http", "site.urr:2"]),
+        ("dns a = 127.0.0.1:53 { forward 9.9.9.9:53 }\nmatch any -> direct\n", ["dns", "site.urr:1"]),
     ],
-    ids=["users file", "login", "descriptor", "listener kind", "upstream kind"],
+    ids=["users file", "login", "descriptor", "statement"],
 )
 def test_a_start_that_cannot_be_says_what_and_where(
     box: Namespace, tmp_path: Path, policy: str, words: list[str]

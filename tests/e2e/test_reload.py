@@ -26,7 +26,6 @@ POLICIES = (
     HEAD + f"match {EVEN} -> direct\nmatch {ODD} -> deny\n",
     HEAD + f"match {EVEN} -> deny\nmatch {ODD} -> direct\n",
 )
-RELOADS = 20
 _ports = itertools.count(10_000)
 RATE_PER_S = 200
 
@@ -59,13 +58,21 @@ def visit(box: Namespace, address: str) -> tuple[str, str]:
     return source, "direct" if said == b"hello" else "deny"
 
 
-def test_none_of_200_connections_a_second_is_lost_across_20_reloads(
-    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path
+@pytest.mark.parametrize(
+    ("workers", "reloads"),
+    [
+        pytest.param("1", 20, id="one process"),
+        pytest.param("2", 8, id="workers"),
+        pytest.param("2", 200, id="workers, often", marks=(pytest.mark.long, pytest.mark.timeout(600))),
+    ],
+)
+def test_none_of_200_connections_a_second_is_lost_across_reloads(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path, workers: str, reloads: int
 ) -> None:
     # The servers sit on their own port of the same addresses, so the policy moves the port too.
     policies = [text.replace("-> direct", "-> rewrite port 7 then direct") for text in POLICIES]
     stack.enter_context(peers.Server(box.listen("0.0.0.0", 7), peers.echo))
-    relay = serve(policies[0], box)
+    relay = serve(policies[0], box, "--workers", workers)
     loaded = {}
     for text in reversed(policies):
         relay.policy.write_text(text)
@@ -88,7 +95,7 @@ def test_none_of_200_connections_a_second_is_lost_across_20_reloads(
         began = time.monotonic()
         clients = pool.submit(load)
         try:
-            for number in range(1, RELOADS + 1):
+            for number in range(1, reloads + 1):
                 relay.policy.write_text(policies[number % 2])
                 until(lambda due=number * 40: len(visits) >= due, "clients before the next reload")
                 relay.reload()
@@ -103,7 +110,7 @@ def test_none_of_200_connections_a_second_is_lost_across_20_reloads(
 
     assert len(seen) > 0.75 * RATE_PER_S * took_s, "the load was not what it should have been"
     assert [what for _, _, what in seen if what not in ("direct", "deny")] == []
-    records = {record["source"]: record for record in relay.records(len(seen) + 2 * RELOADS)}
+    records = {record["source"]: record for record in relay.records(len(seen) + 2 * reloads)}
     for address, source, outcome in seen:
         record = records[source]
         decision = loaded[record["policy"]].decide(

@@ -8,19 +8,14 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.services.rig import SERVING, Echo, direct, echoes, socks, through
 from urelay.cli.main import main
-
-ROOT = Path(__file__).resolve().parents[2]
-SERVING = re.compile(r"urelay: serving (?P<path>\S+) \(policy (?P<digest>[0-9a-f]{8}), \d+ routes?\): .*")
-
 
 _given: set[int] = set()
 
@@ -35,150 +30,10 @@ def free_port() -> int:
             return port
 
 
-class Echo:
-    """A server that sends back what it gets, on many connections."""
-
-    def __init__(self) -> None:
-        self.sock = socket.create_server(("127.0.0.1", 0))
-        self.port = self.sock.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.sock.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client:
-            try:
-                while data := client.recv(65536):
-                    client.sendall(data)
-            except OSError:
-                return
-
-    def close(self) -> None:
-        """Accept nobody any more."""
-        # close() alone leaves a thread in accept(2) for ever.
-        self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
-
-
-class Relay:
-    """A running `urelay serve` and all that it said."""
-
-    def __init__(self, policy: Path, *arguments: str, env: dict[str, str] | None = None, **options: object):
-        self.policy = policy
-        self.said: list[str] = []
-        self._heard = threading.Condition()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "urelay", "serve", policy.name, *arguments],
-            cwd=policy.parent, env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options,
-        )  # fmt: skip
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
-
-    def _listen(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._heard:
-                self.said.append(line.rstrip("\n"))
-                self._heard.notify_all()
-        with self._heard:
-            self.said.append("(the end)")
-            self._heard.notify_all()
-
-    def hear(self, pattern: str, after: int = 0) -> int:
-        """Waits for a line that matches, from the line `after` on; the number of the next line."""
-        deadline = time.monotonic() + 20
-        with self._heard:
-            while True:
-                for number, line in enumerate(self.said[after:], after):
-                    if re.search(pattern, line):
-                        return number + 1
-                assert "(the end)" not in self.said[after:], f"it ended without {pattern!r}: {self.said}"
-                assert self._heard.wait(deadline - time.monotonic()), f"no {pattern!r} in {self.said}"
-
-    def reload(self, text: str, expect: str) -> None:
-        """Writes the policy anew, says so, and waits for what is said to it."""
-        self.policy.write_text(text)
-        so_far = len(self.said)
-        self.process.send_signal(signal.SIGHUP)
-        self.hear(expect, so_far)
-
-    def end(self) -> int:
-        """Waits for it to end; its exit status."""
-        status = self.process.wait(20)
-        self._listener.join(20)
-        assert not [line for line in self.said if "Traceback" in line], self.said
-        return status
-
-
-@pytest.fixture
-def echo() -> Iterator[Echo]:
-    """An echo server."""
-    server = Echo()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[object]:
-    """Starts relays by a policy's text; ends them all."""
-    relays: list[Relay] = []
-
-    def start_one(text: str, *arguments: str, serving: bool = True, **options: object) -> Relay:
-        policy = tmp_path / "p.urr"
-        policy.write_text(text)
-        relay = Relay(policy, *arguments, **options)
-        relays.append(relay)
-        if serving:
-            relay.hear(SERVING.pattern)
-        return relay
-
-    yield start_one
-    for relay in relays:
-        relay.process.kill()
-        relay.end() if relay.process.poll() is None else relay.process.wait()
-        assert relay.process.stderr is not None
-        relay._listener.join(20)
-        relay.process.stderr.close()
-
-
-def through(port: int, target: int) -> socket.socket:
-    """A connection to 127.0.0.1:target by the SOCKS server at `port`; raises ConnectionError if refused."""
-    client = socket.create_connection(("127.0.0.1", port), timeout=20)
-    client.sendall(b"\x04\x01" + target.to_bytes(2) + bytes((127, 0, 0, 1)) + b"\0")
-    reply = client.recv(8, socket.MSG_WAITALL)
-    if reply[:2] != b"\x00\x5a":
-        client.close()
-        raise ConnectionRefusedError(reply)
-    return client
-
-
-def echoes(client: socket.socket, data: bytes = b"hello") -> bool:
-    """Whether the other end sends it back."""
-    client.sendall(data)
-    return client.recv(len(data), socket.MSG_WAITALL) == data
-
-
 def is_open(port: int) -> bool:
     """Whether something listens there; a connection that met itself found nobody."""
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0 and client.getsockname()[1] != port
-
-
-def socks(port: int, name: str = "socks") -> str:
-    """The statement of a SOCKS listener."""
-    return f"listen {name} = socks 127.0.0.1:{port}\n"
-
-
-def direct(port: int) -> str:
-    """The statement that lets clients reach a port of loopback."""
-    return f"match 127.0.0.1 port {port} -> direct\n"
 
 
 def test_it_says_so_when_everything_listens_and_relays(start, echo: Echo) -> None:
@@ -459,3 +314,14 @@ def test_an_inherited_socket_is_served(start, echo: Echo) -> None:
     )
     with through(port, echo.port) as client:
         assert echoes(client)
+
+
+def test_it_says_what_it_has_relayed_when_asked(start, echo: Echo) -> None:
+    port = free_port()
+    relay = start(socks(port) + direct(echo.port))
+    with through(port, echo.port) as client:
+        assert echoes(client)
+        relay.process.send_signal(signal.SIGUSR2)
+        relay.hear(r"urelay: status: 1 connection \(0 handshaking, 0 dialing\); 1 accepted; 0 ended;")
+    relay.process.terminate()
+    assert relay.end() == 0

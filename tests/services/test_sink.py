@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from urelay.services.sink import Sink
+from urelay.services.sink import DirectSink, Sink
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -121,3 +121,48 @@ def test_a_fifo_that_nobody_reads_is_an_error_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(OSError, match="No such device or address"):
         Sink.append_to(str(tmp_path / "fifo"))
+
+
+def test_a_pipe_of_several_writers_gets_whole_lines_only() -> None:
+    reading, writing = os.pipe()
+    sinks = [Sink(writing, in_pieces=True) for _ in range(2)]
+    lines = [b"%d %s\n" % (number, letter * 700) for number in range(60) for letter in (b"a", b"b")]
+    for sink, mine in zip(sinks, (lines[::2], lines[1::2]), strict=True):
+        # Longer than a pipe takes at once: each goes in many parts.
+        sink.write(b"".join(mine))
+    received = b""
+    while len(received) < len(b"".join(lines)):
+        received += os.read(reading, 65536)
+    assert sorted(received.splitlines(keepends=True)) == sorted(lines)
+    for sink in sinks:
+        assert sink.close()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_line_too_long_for_one_part_goes_in_several() -> None:
+    reading, writing = os.pipe()
+    sink = Sink(writing, in_pieces=True)
+    text = b"short\n" + b"x" * 10_000 + b"\nshort\n"
+    sink.write(text)
+    assert sink.close()
+    assert os.read(reading, 65536) == text
+    os.close(reading)
+    os.close(writing)
+
+
+def test_without_a_thread_lines_are_written_at_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setattr("urelay.services.sink._STANDARD_ERROR", writing)
+    sink = DirectSink()
+    sink.write(b"one\ntwo\n")
+    assert os.read(reading, 65536) == b"one\ntwo\n"
+    line = b"x" * 999 + b"\n"
+    for _ in range(200):
+        sink.write(line)  # a pipe holds 64 KiB, and nobody reads
+    received = os.read(reading, 1 << 20)
+    assert 10 <= received.count(b"\n") < 200
+    assert received == line * received.count(b"\n")
+    os.close(reading)
+    os.close(writing)
+    sink.write(b"to nobody\n")

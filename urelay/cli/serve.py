@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SUMMARY = "relay connections by a policy"
 DESCRIPTION = """\
 Checks the policy, opens every listener it names (or none) and relays until SIGTERM or SIGINT; then
 clients that are connected may finish for a while, and a second signal ends at once. On SIGHUP the
 policy is read again: a good one takes over for new connections, one with errors changes nothing.
+SIGUSR2 says in one line what was relayed so far.
+
+With --workers N the process that was started opens the listeners and looks after N others, which
+relay; all signals go to it. A worker that dies is replaced, and no client in the queue is lost.
 
 exit status: 0 ended when told to, 1 the policy has errors, 2 could not run"""
 EXAMPLE = """\
@@ -43,8 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-connections",
         metavar="N",
-        type=_positive,
-        help="relay so many at a time (default: what the limit of open descriptors carries)",
+        type=_count_of("connections", 10_000_000),
+        help="relay so many at a time, all workers together"
+        " (default: what the limit of open descriptors carries)",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_count_of("workers", 1024),
+        default=1,
+        help="relay in so many processes, which share the listeners (default: %(default)d)",
     )
 
 
@@ -64,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             drain_s=arguments.drain,
             resolver=arguments.resolver,
             max_connections=arguments.max_connections,
+            workers=arguments.workers,
             inherited=inherited,
         ),
     )
@@ -79,7 +96,10 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10_000_000):
-        raise argparse.ArgumentTypeError(f"`{text}` is not a number of connections")
-    return int(text)
+def _count_of(what: str, most: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and 0 < int(text) <= most):
+            raise argparse.ArgumentTypeError(f"`{text}` is not a number of {what}")
+        return int(text)
+
+    return count

@@ -67,8 +67,8 @@ class Acceptor:
     """One listener at work."""
 
     __slots__ = (
-        "_batch", "_host", "_poller", "announcer", "family", "idle_s", "is_unix", "name", "per_source",
-        "reads_destination", "session", "sock", "to", "users",
+        "_batch", "_host", "_poller", "_shared", "announcer", "family", "idle_s", "is_unix", "name",
+        "per_source", "reads_destination", "session", "sock", "to", "users",
     )  # fmt: skip
 
     def __init__(
@@ -81,10 +81,12 @@ class Acceptor:
         idle_s: float,
         batch: int,
         per_source: int,
+        shared: bool = False,
     ) -> None:
         """`sock` is listening and becomes the acceptor's own; `idle_s` is for its connections.
 
-        `per_source` clients of one address may be connected at a time.
+        `per_source` clients of one address may be connected at a time. `shared`: other processes
+        accept from the same socket.
         """
         self.name = listener.name
         self.session = SESSIONS.get(listener.kind)
@@ -105,6 +107,7 @@ class Acceptor:
         self._host = host
         self._poller = poller
         self._batch = batch
+        self._shared = shared
         # The first session imports what its protocol needs: better now than while clients wait.
         if self.session is not None:
             self.session(users)
@@ -115,8 +118,9 @@ class Acceptor:
 
     def resume(self) -> None:
         """Accept from now on."""
-        # Level-triggered: what one batch leaves in the backlog is told again.
-        self._poller.add(self.sock, self, select.EPOLLIN)
+        # Level-triggered: what one batch leaves in the backlog is told again. Exclusive: of several
+        # processes that share the socket, a client wakes one.
+        self._poller.add(self.sock, self, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     def pause(self) -> None:
         """Leave clients in the backlog until `resume`."""
@@ -133,6 +137,14 @@ class Acceptor:
 
     def come_last(self) -> None:
         """Accept a batch."""
+        self._accept()
+        # Once full it must not wait at all: the next client would wake it, and nobody else.
+        if self._shared and self._host.room() and self._poller.watches(self.sock):
+            # To the end of the queue of those who wait: the first in it gets every client otherwise.
+            self.pause()
+            self.resume()
+
+    def _accept(self) -> None:
         host = self._host
         listening = self.sock
         family = self.family

@@ -30,7 +30,7 @@ from socket import SocketType
 from typing import TYPE_CHECKING
 
 from urelay.engine.connect import FAILURES
-from urelay.engine.dial import Asked, Denied, Dialed, socket_path
+from urelay.engine.dial import Asked, Denied, Dialed, unix_path
 from urelay.engine.ends import endpoint_of, kernel_text, own_end, packed, sockaddr
 from urelay.engine.flow import Flow
 from urelay.engine.hand_over import hand_over, sender_to
@@ -38,8 +38,9 @@ from urelay.engine.handshake import GONE, Handshake
 from urelay.engine.loops import is_our_own
 from urelay.engine.record import End, Record
 from urelay.engine.session import DIRECT_SESSION, Dial, HandOver, Hold, Refuse, Session
+from urelay.engine.shortcut import Asking, Shortcut
 from urelay.engine.tcp import reset_on_close
-from urelay.errors import DialError, Failure
+from urelay.errors import AddressError, DialError, Failure
 from urelay.net.address import Address, Endpoint
 from urelay.policy.model import Outcome
 
@@ -60,9 +61,8 @@ _END_OF = {Failure.TIMEOUT: End.TIMEOUT, Failure.ERROR: End.ERROR, Failure.DENIE
 _HANDSHAKE, _CONNECTING, _DIALING, _HELD, _FLOWING, _OVER = range(6)
 _DIRECT = Outcome.DIRECT
 _SOCKET = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-_INET, _INET6, _TCP, _NODELAY = (
-    int(each) for each in (socket.AF_INET, socket.AF_INET6, socket.IPPROTO_TCP, socket.TCP_NODELAY)
-)
+_INET, _INET6, _UNIX = (int(each) for each in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX))
+_TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 _OUT = select.EPOLLOUT
 
 
@@ -70,8 +70,8 @@ class Connection(Flow):
     """A client of the relay. It stands for its way out in the poller until that is connected."""
 
     __slots__ = (
-        "_dialed", "_dialer", "_state", "_table", "_upstream", "acceptor", "address", "asked", "client",
-        "decision", "handshake", "id", "relay", "started", "ts",
+        "_dialed", "_dialer", "_shortcut", "_state", "_table", "_upstream", "acceptor", "address", "asked",
+        "client", "decision", "handshake", "id", "relay", "started", "ts",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +94,7 @@ class Connection(Flow):
         self._table = relay.table
         self._dialer = relay.dialer
         self._state = _HANDSHAKE
+        self._shortcut: Shortcut | None = None
         self._upstream: SocketType | None = None
         """The socket that is connecting"""
         self._dialed: Endpoint | str | None = None
@@ -233,8 +234,12 @@ class Connection(Flow):
                     return
                 if decision.outcome is Outcome.SOCKETBOX:
                     self._give_away(decision)
-                else:
+                    return
+                shortcut = None if decision.needs_address else self._find_shortcut(decision)
+                if shortcut is None:
                     self._dial_in_a_task(decision)
+                else:
+                    self._take(shortcut)
             case Hold():
                 self._hold()
             case Refuse():
@@ -276,15 +281,35 @@ class Connection(Flow):
 
     def _connect(self, target: Endpoint) -> None:
         """One socket to one address."""
-        relay = self.relay
         host, port = target
         assert isinstance(host, bytes)
+        relay = self.relay
         if port in relay.own.ports:
             own = relay.own.leads_back(host, port)
             if own is not None:
                 self._fail(Failure.REFUSED, f"{target} is our own listener `{own}`")
                 return
-        family = _INET if len(host) == 4 else _INET6
+        self._dialed = target
+        self._open(_INET if len(host) == 4 else _INET6, (kernel_text(host), port), relay.limits.connect_s)
+
+    def _find_shortcut(self, decision: Decision) -> Shortcut | None:
+        assert self.asked is not None
+        whom = Asked(self.asked, self._source, self.acceptor.name)
+        return self._dialer.shortcuts.find(self._table.policy, decision, self._target, whom)
+
+    def _take(self, shortcut: Shortcut) -> None:
+        """One socket to a place that stands in the policy, and perhaps a proxy to ask there."""
+        self._shortcut = shortcut
+        self._dialed = shortcut.dialed
+        connect_s = self.relay.limits.connect_s
+        if shortcut.proxy is not None:
+            # Watched from here on, so that a client that leaves does not keep a proxy busy.
+            self._watch_client()
+            connect_s = shortcut.proxy.connect_timeout_s or connect_s
+        self._open(shortcut.family, shortcut.address, connect_s)
+
+    def _open(self, family: int, address: object, timeout_s: float) -> None:
+        relay = self.relay
         try:
             upstream = SocketType(family, _SOCKET)
         except OSError as error:
@@ -292,21 +317,27 @@ class Connection(Flow):
             self._fail(Failure.ERROR, _words(error.errno))
             return
         self._upstream = upstream
-        self._dialed = target
         self._state = _CONNECTING
         try:
-            upstream.setsockopt(_TCP, _NODELAY, 1)
-            code = upstream.connect_ex((kernel_text(host), port))
+            if family != _UNIX:
+                upstream.setsockopt(_TCP, _NODELAY, 1)
+            code = upstream.connect_ex(address)  # type: ignore[arg-type]
             if code == errno.EINPROGRESS:
                 relay.poller.add(upstream, self)
-                relay.wheel.set(self, relay.poller.touch() + relay.limits.connect_s)
+                relay.wheel.set(self, relay.poller.touch() + timeout_s)
                 return
         except OSError as error:
             code = error.errno or errno.EIO
-        if code:
-            self._connect_failed(code)
-        else:
+        if not code:
             self._connected(None)
+        elif family == _UNIX and code == errno.EAGAIN:
+            # Its backlog is full, and the kernel does not tell when that changes: who waits may ask.
+            self._upstream = self._shortcut = self._dialed = None
+            relay.poller.retire(upstream)
+            assert self.decision is not None
+            self._dial_in_a_task(self.decision)
+        else:
+            self._connect_failed(code)
 
     def on_event(self, events: int) -> None:
         """The socket on its way out connected, or failed."""
@@ -319,29 +350,73 @@ class Connection(Flow):
 
     def _connected(self, told: int | None) -> None:
         """`told` are the events the socket reported so far, if it is watched."""
-        upstream, target = self._upstream, self._dialed
+        upstream, dialed = self._upstream, self._dialed
         assert upstream is not None
-        assert isinstance(target, Endpoint)
-        self._upstream = None
-        if target.port >= self.relay.first_ephemeral_port and own_end(upstream) == target:
-            # The kernel picked the very port that was asked for, and connected the socket to itself.
-            self._give_up(upstream)
-            self._fail(Failure.REFUSED, f"{target}: nobody listens (the connection met itself)")
-            return
-        self._hand_over(upstream, told)
+        if isinstance(dialed, Endpoint) and dialed.port >= self.relay.first_ephemeral_port:
+            if own_end(upstream) == dialed:
+                # The kernel picked the very port that was asked for, and connected the socket to itself.
+                self._upstream = None
+                self._give_up(upstream)
+                self._fail(Failure.REFUSED, f"{dialed}: nobody listens (the connection met itself)")
+                return
+        if self._shortcut is not None and self._shortcut.proxy is not None:
+            self._ask_proxy(self._shortcut, upstream, told)
+        else:
+            self._upstream = None
+            self._hand_over(upstream, told)
 
     def _connect_failed(self, code: int) -> None:
-        upstream, target = self._upstream, self._dialed
+        upstream, dialed = self._upstream, self._dialed
         assert upstream is not None
         self._upstream = None
         self._give_up(upstream)
         code = code or errno.ECONNREFUSED
-        self._fail(FAILURES.get(code, Failure.ERROR), f"{target}: {_words(code)}")
+        words = _words(code)
+        error = f"{dialed}: {words}" if self._shortcut is None else self._shortcut.describe(words)
+        self._fail(FAILURES.get(code, Failure.ERROR), error)
 
     def _give_up(self, upstream: SocketType) -> None:
         self.relay.poller.retire(upstream)
         self._tried((str(self._dialed),))
         self._dialed = None
+
+    def _ask_proxy(self, shortcut: Shortcut, upstream: SocketType, told: int | None) -> None:
+        relay = self.relay
+        target = self._target
+        assert shortcut.proxy is not None
+        self._tried((str(shortcut.dialed), f"{shortcut.proxy.name} to {target}"))
+        asking = Asking(self, shortcut, upstream, target)
+        try:
+            if told is None:
+                relay.poller.add(upstream, asking)
+            else:
+                relay.poller.assign(upstream, asking)
+        except OSError as error:
+            self.proxy_failed(DialError(Failure.ERROR, _words(error.errno)))
+            return
+        relay.wheel.set(self, relay.poller.touch() + self._dialer.patience_s)
+        asking.on_event(0)
+
+    def proxy_connected(self, told: int, early_down: bytes) -> None:
+        """The proxy leads to the target; `told`, `early_down`: see Flow.open."""
+        upstream, self._upstream = self._upstream, None
+        assert upstream is not None
+        self._hand_over(upstream, told, early_down)
+
+    def proxy_failed(self, error: DialError) -> None:
+        """The proxy does not lead to the target."""
+        upstream, self._upstream = self._upstream, None
+        assert upstream is not None
+        self.relay.poller.retire(upstream)
+        self._dialed = None
+        self._fail(error.failure, str(error))
+
+    @property
+    def _target(self) -> Endpoint:
+        assert self.decision is not None
+        target = self.decision.destination or self.asked
+        assert target is not None
+        return target
 
     # --- no way out, but another owner
 
@@ -353,7 +428,7 @@ class Connection(Flow):
         assert isinstance(command, HandOver)
         whom = Asked(self.asked, self._source, self.acceptor.name)
         try:
-            path = socket_path(decision, decision.destination or self.asked, whom)
+            path = unix_path(decision, decision.destination or self.asked, whom)
             self._tried((path,))
             if command.early:
                 raise DialError(Failure.ERROR, f"{path}: the client sent more than its request already")
@@ -362,6 +437,9 @@ class Connection(Flow):
             if own is not None:
                 sender.close()
                 raise DialError(Failure.REFUSED, f"{path} is our own listener `{own}`")
+        except AddressError as error:
+            self._fail(Failure.HOST_UNREACHABLE, str(error))
+            return
         except DialError as error:
             self._fail(error.failure, str(error))
             return

@@ -99,22 +99,6 @@ class _Goal(NamedTuple):
     target: Endpoint
 
 
-def socket_path(decision: Decision, target: Endpoint, asked: Asked) -> str:
-    """The path a decision names, its fields filled in for one connection. Raises DialError."""
-    host, name = target.host, asked.destination.host
-    try:
-        return paths.fill(
-            decision.template or "",
-            address=host if isinstance(host, bytes) else None,
-            port=target.port,
-            name=host if isinstance(host, str) else name if isinstance(name, str) else None,
-            listener=asked.listener,
-            source=asked.source,
-        )
-    except AddressError as error:
-        raise DialError(Failure.HOST_UNREACHABLE, str(error)) from None
-
-
 class Dialer:
     """Opens ways out; one for a policy, since it holds the logins of its upstreams.
 
@@ -123,10 +107,15 @@ class Dialer:
 
     def __init__(self, resolver: Resolver, logins: Logins, timeouts: Timeouts | None = None) -> None:
         from urelay.engine import proxies
+        from urelay.engine.shortcut import Shortcuts
 
+        self.shortcuts = Shortcuts(logins)
+        """Ways that can be opened without dialling"""
         self._resolver = resolver
         self._logins = logins
         self._timeouts = timeouts or Timeouts()
+        self.patience_s = self._timeouts.total_s
+        """How long a dial may take in all"""
         self._ask = proxies.ask
         self._kinds = proxies.KINDS
 
@@ -211,7 +200,10 @@ class _Dial:
         return self._dialed(sock, by_target[far].decision, str(far))
 
     async def _unix(self, goal: _Goal) -> Dialed:
-        path = socket_path(goal.decision, goal.target, self._asked)
+        try:
+            path = unix_path(goal.decision, goal.target, self._asked)
+        except AddressError as error:
+            raise DialError(Failure.HOST_UNREACHABLE, str(error)) from None
         self._tries.append(path)
         sock = await connect_unix(path, self._timeouts.address_s)
         return self._dialed(sock, goal.decision, path)
@@ -292,6 +284,19 @@ class _Dial:
 
     def _dialed(self, sock: socket.socket, decision: Decision, dialed: str, early: bytes = b"") -> Dialed:
         return Dialed(sock, decision, dialed, self.tries, early)
+
+
+def unix_path(decision: Decision, target: Endpoint, asked: Asked) -> str:
+    """The path that `to unix` leads to for one connection. Raises AddressError where a field has no value."""
+    host, name = target.host, asked.destination.host
+    return paths.fill(
+        decision.template or "",
+        address=host if isinstance(host, bytes) else None,
+        port=target.port,
+        name=host if isinstance(host, str) else name if isinstance(name, str) else None,
+        listener=asked.listener,
+        source=asked.source,
+    )
 
 
 def _way(decision: Decision) -> tuple[Outcome, str | None, str | None]:

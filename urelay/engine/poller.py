@@ -115,6 +115,10 @@ class Poller(selectors.BaseSelector):
         if self._handlers.pop(sock.fileno(), None) is not None:
             self._epoll.unregister(sock.fileno())
 
+    def watches(self, sock: SocketType) -> bool:
+        """Whether `sock` is watched."""
+        return sock.fileno() in self._handlers
+
     def share(self, sock: SocketType) -> None:
         """Another process may have `sock` too, so closing it will not make the kernel forget it."""
         self._shared.add(sock.fileno())

@@ -59,7 +59,11 @@ async def ask(
     before. Returns what was read of it behind the proxy's answer. Raises DialError, and `sock` stays
     the caller's to close.
     """
-    stream = _Stream(sock, early)
+    return await converse(_Stream(sock, early), upstream, login, target)
+
+
+async def converse(stream: Stream, upstream: Upstream, login: Credentials | None, target: Endpoint) -> bytes:
+    """`ask`, over whatever reads and writes; it waits for nothing but `stream`."""
     try:
         if upstream.kind is UpstreamKind.HTTP:
             return await _ask_http(stream, upstream, login, target)
@@ -75,9 +79,7 @@ async def ask(
     return stream.early
 
 
-async def _ask_http(
-    stream: _Stream, upstream: Upstream, login: Credentials | None, target: Endpoint
-) -> bytes:
+async def _ask_http(stream: Stream, upstream: Upstream, login: Credentials | None, target: Endpoint) -> bytes:
     # Imported by the first that needs it: h11 takes 10 ms, which most relays never have to spend.
     from urelay.protocols.connect_client import ConnectError, HttpClient
 
@@ -91,9 +93,7 @@ async def _ask_http(
     return client.leftover + stream.early
 
 
-async def _ask_socks(
-    stream: _Stream, upstream: Upstream, login: Credentials | None, target: Endpoint
-) -> None:
+async def _ask_socks(stream: Stream, upstream: Upstream, login: Credentials | None, target: Endpoint) -> None:
     kind = _SOCKS[upstream.kind]
     if kind is ProxyType.SOCKS4 and isinstance(target.host, bytes) and len(target.host) == 16:
         # Left to itself the library would send the text of the address as a host name.
@@ -116,7 +116,25 @@ async def _ask_socks(
         raise DialError(Failure.ERROR, f"upstream `{upstream.name}` answers what is not SOCKS") from None
 
 
-class _Stream(AsyncSocketStream):
+class Stream(AsyncSocketStream):
+    """What a conversation with a proxy is led over."""
+
+    early: bytes
+    """Read already, and not yet taken"""
+
+    async def read(self, max_bytes: int = _READ_BYTES) -> bytes:
+        """At least one byte; raises EOFError at the end, and OSError."""
+        raise NotImplementedError
+
+    async def read_exactly(self, n: int) -> bytes:
+        """So many bytes; raises EOFError when the end comes first, and OSError."""
+        data = await self.read(n)
+        while len(data) < n:
+            data += await self.read(n - len(data))
+        return data
+
+
+class _Stream(Stream):
     """The three things a connector does with a socket; it opens and closes nothing."""
 
     def __init__(self, sock: socket.socket, early: bytes) -> None:
@@ -129,7 +147,6 @@ class _Stream(AsyncSocketStream):
         await self._loop.sock_sendall(self._sock, data)
 
     async def read(self, max_bytes: int = _READ_BYTES) -> bytes:
-        """At least one byte; raises EOFError at the end."""
         if self.early:
             piece, self.early = self.early[:max_bytes], self.early[max_bytes:]
         else:
@@ -137,12 +154,6 @@ class _Stream(AsyncSocketStream):
         if not piece:
             raise EOFError
         return piece
-
-    async def read_exactly(self, n: int) -> bytes:
-        data = b""
-        while len(data) < n:
-            data += await self.read(n - len(data))
-        return data
 
 
 class _NoResolver(AsyncResolver):

@@ -9,7 +9,7 @@ say and need not know, so it is looked at here:
     anything else                      closed, and said in the log once a second at most
 
 INVARIANT: every descriptor that recvmsg(2) yields is in the hands of a Connection or closed when
-`come_last` returns. The room for them is that of the most a message can carry, so the kernel
+the batch is over. The room for them is that of the most a message can carry, so the kernel
 truncates (MSG_CTRUNC) only when this process may open no more; it has closed the client then, and
 accepting pauses as it does elsewhere.
 
@@ -60,16 +60,16 @@ class Receiver(Acceptor):
         idle_s: float,
         batch: int,
         per_source: int,
+        shared: bool = False,
     ) -> None:
         """`sock` is a bound datagram socket and becomes the receiver's own."""
-        super().__init__(host, poller, listener, sock, users, idle_s, batch, per_source)
+        super().__init__(host, poller, listener, sock, users, idle_s, batch, per_source, shared)
         # What it brings are sockets of any family; those with addresses are of the internet.
         self.family = int(socket.AF_INET6)
         self.is_unix = False
         self._complained_at = 0.0
 
-    def come_last(self) -> None:
-        """Take in a batch."""
+    def _accept(self) -> None:
         host = self._host
         for _ in range(min(self._batch, host.room())):
             try:

@@ -38,7 +38,7 @@ class Record(NamedTuple):
     """One finished connection."""
 
     id: int
-    """Unique in this process, in the order of arrival"""
+    """Unique in this relay; in the order of arrival, where one process accepts all"""
     ts: float
     """Seconds since the epoch when it was accepted"""
     listener: str

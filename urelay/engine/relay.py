@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from socket import SocketType
 from typing import TYPE_CHECKING
 
@@ -48,9 +49,19 @@ class Relay:
     """Relays the connections of its listeners, each by the table it was accepted under."""
 
     def __init__(
-        self, table: Table, dialer: Dialer, on_end: Callable[[Record], None], limits: Limits | None = None
+        self,
+        table: Table,
+        dialer: Dialer,
+        on_end: Callable[[Record], None],
+        limits: Limits | None = None,
+        ids: Iterator[int] | None = None,
+        shared: bool = False,
     ) -> None:
-        """Must be made inside a RelayLoop, and closed. `on_end` gets every connection's record."""
+        """Must be made inside a RelayLoop, and closed. `on_end` gets every connection's record.
+
+        Connections are numbered by `ids`, which must not end; None counts from one. `shared`: other
+        processes accept from the same sockets, and are to get their share.
+        """
         self.loop = asyncio.get_running_loop()
         self.limits = limits or Limits.for_this_process()
         self.table = table
@@ -63,6 +74,8 @@ class Relay:
         self.handshaking: dict[Connection, None] = {}
         """Clients that have not said where they want to go, the oldest first"""
         self._on_end = on_end
+        self._shared = shared
+        self._ids = itertools.count(1) if ids is None else ids
         self._acceptors: list[Acceptor] = []
         self._connections: set[Connection] = set()
         self._farewells: set[Farewell] = set()
@@ -97,7 +110,7 @@ class Relay:
         kind = Receiver if listener.place.kind is PlaceKind.SOCKETBOX else Acceptor
         acceptor = kind(
             self, self.poller, listener, sock, users, idle_s, self.limits.accept_batch,
-            listener.limit_per_source or self.limits.per_source,
+            listener.limit_per_source or self.limits.per_source, self._shared,
         )  # fmt: skip
         self._acceptors.append(acceptor)
         self.own.add(listener.name, sock)
@@ -132,7 +145,7 @@ class Relay:
     def welcome(self, acceptor: Acceptor, client: SocketType, address: object) -> None:
         """Take in a client."""
         self._accepted += 1
-        connection = Connection(self, acceptor, client, address, self._accepted)
+        connection = Connection(self, acceptor, client, address, next(self._ids))
         self._connections.add(connection)
         try:
             if acceptor.announcer is not None:
@@ -207,8 +220,11 @@ class Relay:
 
     # --- the whole
 
-    async def drain(self, timeout_s: float) -> None:
-        """Close the listeners, let connections end for `timeout_s`, reset those that have not."""
+    async def drain(self, timeout_s: float | None) -> None:
+        """Close the listeners, let connections end for `timeout_s`, reset those that have not.
+
+        None: however long it takes them.
+        """
         self._close_listeners()
         self._drained = asyncio.Event()
         if self._connections:

@@ -127,6 +127,13 @@ class Capture:
             self.monitor.close()
             self._lock.close()
 
+    def abandon(self) -> None:
+        """Let go of it in a process that was forked: it stays as it is, and is another's to end."""
+        self._closed = True
+        self._steering.close()
+        self.monitor.close()
+        self._lock.close()
+
     def _remove(self) -> None:
         # The namespace may be gone, and with it all that was in it.
         with contextlib.suppress(StartError, OSError):

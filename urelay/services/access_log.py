@@ -15,12 +15,14 @@ calls and an idle one none.
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from typing import TYPE_CHECKING, Final
 
 from urelay.errors import StartError
 from urelay.net.address import printable
 from urelay.services.log_line import line
-from urelay.services.sink import Sink
+from urelay.services.sink import Sink, open_to_append
 
 if TYPE_CHECKING:
     import asyncio
@@ -87,12 +89,50 @@ class AccessLog:
             _log.warning("access log: %s", trouble)
 
 
+class SharedLog:
+    """The access log of several processes: each makes a sink of its own from what is open here."""
+
+    def __init__(self, path: str | None) -> None:
+        """A path or `-`, and None where there is no access log; raises StartError."""
+        self._path = path
+        self._descriptor = None if path is None else _open(path)
+
+    def sink(self) -> Sink | None:
+        """A sink that takes over the descriptor; to be called after the fork."""
+        if self._path is None or self._descriptor is None:
+            return None
+        # A file takes every write whole, at its end.
+        in_pieces = not stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+        return Sink(self._descriptor, None if self._path == "-" else self._path, in_pieces=in_pieces)
+
+    def reopen(self) -> None:
+        """Let whoever is forked from now on write to a new file; the old one stays if that fails."""
+        if self._path is None:
+            return
+        try:
+            fresh = _open(self._path)
+        except StartError as error:
+            _log.warning("%s", error)
+        else:
+            self.close()
+            self._descriptor = fresh
+
+    def close(self) -> None:
+        """Close it in this process."""
+        if self._path != "-" and self._descriptor is not None:
+            os.close(self._descriptor)
+
+
 def open_sink(path: str) -> Sink:
     """The sink that `--access-log` names: a file to append to, or `-`; raises StartError."""
+    return Sink(_open(path), None if path == "-" else path)
+
+
+def _open(path: str) -> int:
     if path == "-":
-        return Sink(_STANDARD_OUTPUT)
+        return _STANDARD_OUTPUT
     try:
-        return Sink.append_to(path)
+        return open_to_append(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise StartError(f"cannot write the access log `{printable(path)}`: {reason.lower()}") from None

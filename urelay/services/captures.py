@@ -20,7 +20,7 @@ from urelay.errors import StartError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from urelay.namespaces.capture import Capture
     from urelay.services.listeners import Opened
@@ -40,7 +40,8 @@ class Captures:
         self._captures: dict[Place, Capture] = {}
         self._listeners: dict[Place, Opened] = {}
         """Whose socket each brings its connections to"""
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watch: Callable[[Capture], object] = _watch_nothing
+        self._unwatch: Callable[[Capture], object] = _watch_nothing
         self._pending: dict[Capture, asyncio.TimerHandle] = {}
 
     def apply(self, opened: Iterable[Opened]) -> None:
@@ -73,22 +74,38 @@ class Captures:
         for place in begun:
             self._watch(self._captures[place])
 
-    def follow(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on let the loop notice addresses that come and go."""
-        self._loop = loop
+    def follow(self, watch: Callable[[Capture], object], unwatch: Callable[[Capture], object]) -> None:
+        """From now on addresses that come and go are noticed.
+
+        `watch` is called with every capture there is and will be: when its monitor can be read,
+        `changed` is to be called. `unwatch` is called before one ends.
+        """
+        self._watch, self._unwatch = watch, unwatch
         for capture in self._captures.values():
-            self._watch(capture)
+            watch(capture)
+
+    def changed(self, capture: Capture, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """An address came or went: read them anew, at once or, with a loop, beside it in a moment."""
+        capture.drain()
+        if loop is None:
+            _refresh(capture)
+        elif capture not in self._pending:
+            self._pending[capture] = loop.call_later(_SETTLE_S, self._refresh, capture)
+
+    def ways(self) -> dict[str, str]:
+        """How connections are captured, by the name of the listener they are brought to."""
+        return {one.listener.name: self._captures[place].way for place, one in self._listeners.items()}
 
     def close(self) -> None:
-        """Take every capture away. The loop may be closed by now."""
-        self._loop = None
+        """Take every capture away. The loop that watched is over."""
+        self._unwatch = _watch_nothing
         for place in list(self._captures):
             self._end(place)
 
-    def described(self, one: Opened) -> str:
-        """How the connections come to a listener: `, capturing by sk_lookup`, or nothing."""
-        capture = self._captures.get(_place(one)) if one.listener.captures else None
-        return "" if capture is None else f", capturing by {capture.way}"
+    def abandon(self) -> None:
+        """Let go of every capture in a process that was forked, and leave all to the one that forked it."""
+        while self._captures:
+            self._captures.popitem()[1].abandon()
 
     def _undo(self, begun: Iterable[Place], moved: Iterable[Place]) -> None:
         for place in begun:
@@ -102,23 +119,17 @@ class Captures:
         timer = self._pending.pop(capture, None)
         if timer is not None:
             timer.cancel()
-        if self._loop is not None:
-            self._loop.remove_reader(capture.monitor)
+        self._unwatch(capture)
         capture.close()
-
-    def _watch(self, capture: Capture) -> None:
-        if self._loop is not None:
-            self._loop.add_reader(capture.monitor, self._changed, capture, self._loop)
-
-    def _changed(self, capture: Capture, loop: asyncio.AbstractEventLoop) -> None:
-        capture.drain()
-        if capture not in self._pending:
-            self._pending[capture] = loop.call_later(_SETTLE_S, self._refresh, capture)
 
     def _refresh(self, capture: Capture) -> None:
         del self._pending[capture]
         # It may take a program or two: not on the loop's thread.
         threading.Thread(target=_refresh, args=(capture,), name="addresses", daemon=True).start()
+
+
+def _watch_nothing(capture: Capture) -> None:
+    """What is done about addresses before `follow` and at the end."""
 
 
 def _refresh(capture: Capture) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from urelay.net.address import Endpoint
     from urelay.policy.model import Listener, Place
+
+_log = logging.getLogger(__name__)
 
 BACKLOG = 4096
 """How many clients may wait to be accepted; the kernel cuts it to net.core.somaxconn."""
@@ -117,9 +120,10 @@ class Opener:
         self._settle_files(opened, made)
         return opened
 
-    def close_others(self) -> tuple[str, ...]:
-        """Close the inherited descriptors nobody asked for; names that systemd used in vain."""
-        return self._handed.close_others()
+    def close_others(self) -> None:
+        """Close the inherited descriptors nobody asked for, and name what systemd handed over in vain."""
+        for name in self._handed.close_others():
+            _log.warning("no listener uses the socket `%s` that systemd handed over", name)
 
     def close(self) -> None:
         """Remove the files of unix sockets: the relay is at its end."""

@@ -16,12 +16,17 @@ import logging
 import os
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from urelay.services.sink import Sink
+    class Lines(Protocol):
+        """Where lines go: a sink of any kind."""
+
+        def write(self, data: bytes) -> None:
+            """Take whole lines; returns at once."""
+
 
 LINES_A_SECOND = 10
 _CAUSES_KEPT = 256
@@ -43,12 +48,16 @@ class _Cause:
 class LineHandler(logging.Handler):
     """Makes one line of each record; a traceback follows on lines of its own."""
 
-    def __init__(self, sink: Sink, *, stamped: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, sink: Lines, *, stamped: bool, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._sink = sink
         self._stamped = stamped
         self._clock = clock
         self._causes: dict[tuple[str, str], _Cause] = {}
+
+    def redirect(self, sink: Lines) -> None:
+        """Hand what is logged from now on to another sink."""
+        self._sink = sink
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record, or count it when its cause has said enough this second."""
@@ -93,7 +102,7 @@ class LineHandler(logging.Handler):
 
 
 @contextmanager
-def logging_to(sink: Sink) -> Iterator[None]:
+def logging_to(sink: Lines) -> Iterator[LineHandler]:
     """Send what `urelay` and `asyncio` log to a sink, with times unless the journal adds its own."""
     handler = LineHandler(sink, stamped=not goes_to_journal())
     loggers = [logging.getLogger(name) for name in _LOGGERS]
@@ -102,7 +111,7 @@ def logging_to(sink: Sink) -> Iterator[None]:
         logger.addHandler(handler)
     loggers[0].setLevel(logging.INFO)
     try:
-        yield
+        yield handler
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)

@@ -5,6 +5,9 @@ event loop hands over bytes and goes on; what the thread has not written yet is 
 comes beyond the bound is dropped, whole lines at a time, and counted: the sink is asked now and
 then how many were lost (`take_dropped`), and somebody says so.
 
+Several processes may write to one destination. A file takes every write whole, at its end; a pipe
+takes whole what fits into PIPE_BUF bytes, so such a sink is told to write no more at once.
+
 There is no lock: the event loop would wait for it whenever the thread holds it and waits for the
 interpreter, milliseconds at a time. Instead each counter has one writer, and the other side only
 reads it.
@@ -15,24 +18,36 @@ INVARIANT `_handed - _done` is exactly the bytes handed over and not yet written
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import queue
 import select
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LIMIT: Final = 4 * 1024 * 1024
 """Bytes that may wait to be written: some ten thousand lines of the access log."""
+
+_STANDARD_ERROR = 2
 
 
 class Sink:
     """One destination of lines. Made in the event loop's thread and used from there only."""
 
-    def __init__(self, descriptor: int, path: str | None = None, limit: int = LIMIT) -> None:
-        """`path`: the file behind `descriptor`, to be opened again on request; then it is ours to close."""
+    def __init__(
+        self, descriptor: int, path: str | None = None, limit: int = LIMIT, *, in_pieces: bool = False
+    ) -> None:
+        """`path`: the file behind `descriptor`, to be opened again on request; then it is ours to close.
+
+        `in_pieces`: it is a pipe that other processes write to as well.
+        """
         self._descriptor = descriptor
         self._path = path
         self._limit = limit
+        self._in_pieces = in_pieces
         # Bytes to write, a path to open instead, or None: the end.
         self._queue: queue.SimpleQueue[bytes | str | None] = queue.SimpleQueue()
         # Written by the event loop's thread:
@@ -54,7 +69,7 @@ class Sink:
     @classmethod
     def append_to(cls, path: str, limit: int = LIMIT) -> Sink:
         """A sink at the end of a file, which is made if missing; raises OSError."""
-        return cls(_open(path), path, limit)
+        return cls(open_to_append(path), path, limit)
 
     def write(self, data: bytes) -> None:
         """Hand over whole lines; returns at once. They may be dropped, and are then counted."""
@@ -91,9 +106,10 @@ class Sink:
         while True:
             item = self._queue.get()
             if isinstance(item, bytes):
-                if not self._write_one(item):
-                    self._failed += item.count(b"\n")
-                self._done += len(item)
+                for piece in _pieces(item) if self._in_pieces else (item,):
+                    if not self._write_one(piece):
+                        self._failed += piece.count(b"\n")
+                    self._done += len(piece)
             elif isinstance(item, str):
                 self._open_again(item)
             else:
@@ -121,7 +137,7 @@ class Sink:
 
     def _open_again(self, path: str) -> None:
         try:
-            descriptor = _open(path)
+            descriptor = open_to_append(path)
         except OSError as error:
             self._note(error)  # the old file is better than none
             return
@@ -132,6 +148,36 @@ class Sink:
         self._trouble.append((error.strerror or str(error)).lower())
 
 
-def _open(path: str) -> int:
+class DirectSink:
+    """Lines to standard error from a process that must have no thread, because it forks.
+
+    A line that cannot be written at once is lost: whoever does not read what the relay says must not
+    keep it from being stopped.
+    """
+
+    def write(self, data: bytes) -> None:
+        """Write whole lines now, as many as there is room for."""
+        poller = select.poll()
+        poller.register(_STANDARD_ERROR, select.POLLOUT)
+        for piece in _pieces(data):
+            # Writable means PIPE_BUF bytes of room, in a pipe, and a piece is no longer than that.
+            if not poller.poll(0):
+                return
+            with contextlib.suppress(OSError):
+                os.write(_STANDARD_ERROR, piece)
+
+
+def open_to_append(path: str) -> int:
+    """The descriptor of a file that lines are added to, which is made if missing; raises OSError."""
     # O_NONBLOCK: a fifo that nobody reads is an error now, not a wait for ever.
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """`data` in parts that a pipe takes whole: as many lines each as fit, or a bit of one that does not."""
+    start = 0
+    while start < len(data):
+        most = min(start + select.PIPE_BUF, len(data))
+        end = data.rfind(b"\n", start, most) + 1 or most
+        yield data[start:end]
+        start = end
