@@ -67,13 +67,23 @@ class Failure(enum.Enum):
     ERROR = "error"
 
 
+class Blame(enum.Enum):
+    """What a failed dial says about the way that was tried, and what a group of upstreams makes of it."""
+
+    DESTINATION = "the way works and the destination does not: no other way is tried"
+    UNFIT = "this way cannot take this destination: the next is tried, and nothing is held against it"
+    UNCLEAR = "no answer: the next is tried, and if that gets through this one was at fault"
+    WAY = "the way itself failed: the next is tried, and this one is set aside"
+
+
 class DialError(UrelayError):
     """The way out could not be opened; `failure` is what the client is told.
 
     `tries` is everything that was tried, in order, once a whole dial has failed.
     """
 
-    def __init__(self, failure: Failure, message: str) -> None:
+    def __init__(self, failure: Failure, message: str, blame: Blame = Blame.WAY) -> None:
         super().__init__(message)
         self.failure = failure
+        self.blame = blame
         self.tries: tuple[str, ...] = ()

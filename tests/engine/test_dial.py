@@ -597,23 +597,13 @@ def test_a_proxy_that_refuses_is_named() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("kind", [UpstreamKind.FIRST, UpstreamKind.SPREAD])
-def test_an_upstream_of_another_kind_is_refused_before_anything_is_opened(kind: UpstreamKind) -> None:
-    async def main() -> None:
-        out = upstream("out", kind, members=("corp",))
-        dialer = World([route(region(), Via("out"))], upstreams=[out, upstream("corp")])
-        assert str(await dialer.fail("192.0.2.7", 80)) == f"upstream `out` is no proxy: {kind}"
-
-    run(main)
-
-
 def test_a_proxy_without_an_address_inside_a_chain_is_told() -> None:
     way = Working()
 
     async def main() -> None:
         far = replace(upstream("far", unix="/nonexistent", via="near"), endpoint=None)
         world = World([route(region(), Via("far"))], upstreams=[far, proxy("near", way.at)])
-        assert str(await world.fail("192.0.2.7", 80)) == "`far` has no address to connect to"
+        assert str(await world.fail("192.0.2.7", 80)) == "upstream `far`: it has no address to connect to"
 
     with_peers(way, test=main)
 

@@ -381,7 +381,10 @@ class Broken:
         self.asked: list[Asked] = []
         self.cancelled = threading.Event()
 
-    async def dial(self, judge: object, decision: object, asked: Asked) -> Dialed:
+    def checks(self, table: object, own: object) -> None:
+        """Nothing to check."""
+
+    async def dial(self, judge: object, decision: object, asked: Asked, own: object) -> Dialed:
         self.asked.append(asked)
         if self.answer is not None:
             raise self.answer

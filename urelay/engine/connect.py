@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -68,20 +68,30 @@ def words(error: OSError) -> str:
     return "no answer in time" if isinstance(error, TimeoutError) else "no address answers"
 
 
+def tcp_socket(family: int) -> socket.socket:
+    """A non-blocking TCP socket that is to be connected. Raises OSError."""
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
 async def connect_tcp(
-    endpoints: Sequence[Endpoint], timeouts: Timeouts, tries: list[str] | None = None
+    endpoints: Sequence[Endpoint],
+    timeouts: Timeouts,
+    tries: list[str] | None = None,
+    make_socket: Callable[[int], socket.socket] = tcp_socket,
 ) -> tuple[socket.socket, Endpoint]:
     """A socket connected to the first of `endpoints` (addresses, best first) that answers, and which.
 
-    `tries` gets the text of each endpoint that was tried, in order. Raises DialError when none
-    answers: its failure is that of all of them when they agree, a timeout when one of them was still
-    silent at the end, else host unreachable.
+    `tries` gets the text of each endpoint that was tried, in order; `make_socket` makes a socket of a
+    family. Raises DialError when none answers: its failure is that of all of them when they agree, a
+    timeout when one of them was still silent at the end, else host unreachable.
     """
     order = _interleaved(endpoints)
     failures: list[DialError] = []
     for start in range(0, len(order), _IN_FLIGHT):
         try:
-            return await _race(order[start : start + _IN_FLIGHT], timeouts, tries)
+            return await _race(order[start : start + _IN_FLIGHT], timeouts, tries, make_socket)
         except DialError as error:
             failures.append(error)
     if not failures:
@@ -122,12 +132,15 @@ async def connect_unix(path: str, timeout_s: float) -> socket.socket:
 
 
 async def _race(
-    endpoints: Sequence[Endpoint], timeouts: Timeouts, tries: list[str] | None
+    endpoints: Sequence[Endpoint],
+    timeouts: Timeouts,
+    tries: list[str] | None,
+    make_socket: Callable[[int], socket.socket],
 ) -> tuple[socket.socket, Endpoint]:
     def open_socket(info: _AddressInfo) -> socket.socket:
         if tries is not None:
             tries.append(str(endpoint_of(info[0], info[4])))
-        return _tcp_socket(info[0])
+        return make_socket(info[0])
 
     # Each address gets its whole time: the last one joins the race this much later than the first.
     timeout_s = timeouts.address_s + timeouts.stagger_s * (len(endpoints) - 1)
@@ -167,12 +180,6 @@ def _checked_far_end(sock: socket.socket, endpoints: Sequence[Endpoint]) -> Endp
     if far == own_end(sock):
         raise DialError(Failure.REFUSED, f"{far}: nobody listens (the connection met itself)")
     return far
-
-
-def _tcp_socket(family: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
 
 
 def _interleaved(endpoints: Sequence[Endpoint]) -> list[Endpoint]:

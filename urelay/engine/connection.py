@@ -475,7 +475,7 @@ class Connection(Flow):
         try:
             judge = self.relay.judge(self._table)
             whom = Asked(asked, self._source, self.acceptor.name)
-            dialed = await self._dialer.dial(judge, decision, whom)
+            dialed = await self._dialer.dial(judge, decision, whom, self.relay.own)
         except Denied as denied:
             self._conclude(denied.decision)
         except DialError as error:

@@ -16,19 +16,27 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from urelay.engine.connect import Timeouts, connect_tcp, connect_unix
+from urelay.engine.connect import Timeouts, connect_unix
+from urelay.engine.groups import Bearer
+from urelay.engine.health import Condition
 from urelay.engine.logins import Logins
+from urelay.engine.loops import OwnListeners
 from urelay.engine.resolve import Resolver
 from urelay.engine.session import FAILURE_OF
-from urelay.errors import AddressError, DialError, Failure
+from urelay.errors import AddressError, Blame, DialError, Failure
 from urelay.net import paths
 from urelay.net.address import Address, Endpoint, Host
-from urelay.policy.model import Outcome, Policy, Upstream, UpstreamKind
+from urelay.policy.model import Outcome, Policy
 from urelay.table.decision import Decision
+
+if TYPE_CHECKING:
+    from urelay.engine.checks import Checks
+    from urelay.engine.departure import Abroad
+    from urelay.engine.ways import Secures, Way, Ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,8 @@ class Dialed:
 
     sock: socket.socket
     decision: Decision
-    """The final one: made for the address that was dialled"""
+    """The final one: made for the address that was dialled. Where the policy names a group, `upstream`
+    says who was chosen too: `out/corp`"""
     dialed: str
     """What `sock` is connected to: an endpoint, a proxy's endpoint, or the path of a unix socket"""
     tries: tuple[str, ...]
@@ -61,6 +70,10 @@ class Judge(Protocol):
     @property
     def policy(self) -> Policy:
         """The policy it speaks for."""
+
+    @property
+    def name_takers(self) -> frozenset[str]:
+        """The upstreams that are sent host names as they are."""
 
     def settle(
         self,
@@ -81,15 +94,16 @@ class Denied(DialError):
     def __init__(self, decision: Decision) -> None:
         by = decision.wall or decision.route
         text = decision.why or (f"denied by {by}" if by else "denied: no route matches")
-        super().__init__(FAILURE_OF[decision.deny_how], text)
+        super().__init__(FAILURE_OF[decision.deny_how], text, Blame.DESTINATION)
         self.decision = decision
 
 
-# Failures of a proxy that speak of the address it was asked for, so that another may do better.
-_ABOUT_THE_ADDRESS = frozenset((Failure.REFUSED, Failure.HOST_UNREACHABLE, Failure.NET_UNREACHABLE))
+class _Conditions(dict[str, Condition]):
+    """Conditions that begin when they are asked for."""
 
-_ADDRESSES_BY_PROXY = 4
-"""Addresses of one name a proxy is asked for, one after the other."""
+    def __missing__(self, name: str) -> Condition:
+        self[name] = condition = Condition(name)
+        return condition
 
 
 class _Goal(NamedTuple):
@@ -97,47 +111,84 @@ class _Goal(NamedTuple):
 
     decision: Decision
     target: Endpoint
+    called: str | None
+    """The name it was resolved from"""
+
+
+_NO_LISTENERS = OwnListeners()
+_NOBODY = Bearer(None, b"")
+"""On whose behalf a check is made"""
 
 
 class Dialer:
-    """Opens ways out; one for a policy, since it holds the logins of its upstreams.
+    """Opens ways out; one for a policy, since it holds what its upstreams need.
 
     Making one imports python-socks (tens of milliseconds), so that no connection has to wait for that.
     """
 
-    def __init__(self, resolver: Resolver, logins: Logins, timeouts: Timeouts | None = None) -> None:
-        from urelay.engine import proxies
+    def __init__(
+        self,
+        resolver: Resolver,
+        logins: Logins,
+        timeouts: Timeouts | None = None,
+        *,
+        abroad: Abroad | None = None,
+        conditions: Mapping[str, Condition] | None = None,
+        tls: Mapping[str, Secures] | None = None,
+    ) -> None:
+        """`abroad` makes sockets in other namespaces; a policy whose upstreams say `netns` needs it.
+
+        `conditions` are those of its upstreams (Health.adopt); without them they begin with this dialer.
+        `tls` is for those of them that speak it (urelay.engine.tls.read_trust).
+        """
         from urelay.engine.shortcut import Shortcuts
+        from urelay.engine.ways import Gear, Ways
 
         self.shortcuts = Shortcuts(logins)
         """Ways that can be opened without dialling"""
         self._resolver = resolver
-        self._logins = logins
         self._timeouts = timeouts or Timeouts()
         self.patience_s = self._timeouts.total_s
         """How long a dial may take in all"""
-        self._ask = proxies.ask
-        self._kinds = proxies.KINDS
+        known = _Conditions() if conditions is None else conditions
+        self._gear = Gear(resolver, logins, self._timeouts, abroad, known, tls or {})
+        self._ways = Ways
 
-    async def dial(self, table: Judge, decision: Decision, asked: Asked) -> Dialed:
+    def checks(self, table: Judge, own: OwnListeners = _NO_LISTENERS) -> Checks:
+        """What finds out whether the members of the policy's groups work."""
+        from urelay.engine.checks import Checks
+
+        gear, upstreams, name_takers = self._gear, table.policy.upstreams, table.name_takers
+
+        def new_ways() -> Ways:
+            return self._ways(gear, upstreams, name_takers, own, _NOBODY)
+
+        return Checks(upstreams, gear.conditions, new_ways, self._resolver, self._timeouts.total_s)
+
+    async def dial(
+        self, table: Judge, decision: Decision, asked: Asked, own: OwnListeners = _NO_LISTENERS
+    ) -> Dialed:
         """Open the way `decision` names for `asked`; takes at most the whole of the timeouts.
 
-        Raises DialError, and Denied when the policy says so of every address. Cancelling is safe.
+        `own`: our listeners, which are never dialled. Raises DialError, and Denied when the policy
+        says so of every address. Cancelling is safe.
         """
         task = asyncio.current_task()
         assert task is not None
         cancels = task.cancelling()
-        dial = _Dial(self, table, asked)
+        bearer = Bearer(asked.source, asked.destination.host)
+        ways = self._ways(self._gear, table.policy.upstreams, table.name_takers, own, bearer)
+        dial = _Dial(self, table, asked, ways)
         try:
             async with asyncio.timeout(self._timeouts.total_s):
                 dialed = await dial.run(decision)
         except TimeoutError:
             target = decision.destination or asked.destination
             late = DialError(Failure.TIMEOUT, f"{target}: not connected in {self._timeouts.total_s:g} s")
-            late.tries = dial.tries
+            late.tries = tuple(ways.tries)
             raise late from None
         except DialError as error:
-            error.tries = dial.tries
+            error.tries = tuple(ways.tries)
             raise
         if task.cancelling() > cancels:
             # Libraries that race tasks can swallow a cancellation that comes while they clean up.
@@ -147,26 +198,25 @@ class Dialer:
 
 
 class _Dial:
-    """One dial: what is asked, by which table, and what was tried so far."""
+    """One dial: what is asked, by which table, and the ways there are."""
 
-    def __init__(self, dialer: Dialer, table: Judge, asked: Asked) -> None:
+    def __init__(self, dialer: Dialer, table: Judge, asked: Asked, ways: Ways) -> None:
         self._resolver = dialer._resolver
-        self._logins = dialer._logins
         self._timeouts = dialer._timeouts
-        self._ask = dialer._ask
-        self._kinds = dialer._kinds
         self._table = table
         self._asked = asked
-        self._tries: list[str] = []
+        self._ways = ways
 
     async def run(self, decision: Decision) -> Dialed:
         goals = await self._goals(decision)
         first = goals[0].decision
+        targets = [goal.target for goal in goals]
         match first.outcome:
             case Outcome.DIRECT:
-                return await self._direct(goals, self._timeouts)
+                return self._arrived(goals, await self._ways.direct(targets))
             case Outcome.VIA:
-                return await self._via(first.upstream or "", goals)
+                way = await self._ways.through(first.upstream or "", targets, goals[0].called)
+                return self._arrived(goals, way)
             case Outcome.UNIX:
                 return await self._unix(goals[0])
             case _:
@@ -176,7 +226,7 @@ class _Dial:
         """Where to go: at least one, and all the same way."""
         target = decision.destination or self._asked.destination
         if not decision.needs_address:
-            return [_Goal(decision, target)]
+            return [_Goal(decision, target, None)]
         if isinstance(target.host, bytes):
             raise DialError(Failure.ERROR, f"{target} is an address and was to be resolved")
         addresses = await self._resolver.resolve(target.host, self._asked.source)
@@ -192,98 +242,24 @@ class _Dial:
         name, port = self._asked.destination
         final = self._table.settle(decision, name, address, port, self._asked.source, self._asked.listener)
         goal = final.destination or Endpoint(address, target.port)
-        return _Goal(replace(final, destination=goal), goal)
-
-    async def _direct(self, goals: Sequence[_Goal], timeouts: Timeouts) -> Dialed:
-        by_target = {goal.target: goal for goal in reversed(goals)}
-        sock, far = await connect_tcp([goal.target for goal in goals], timeouts, self._tries)
-        return self._dialed(sock, by_target[far].decision, str(far))
+        called = target.host if isinstance(target.host, str) else None
+        return _Goal(replace(final, destination=goal), goal, called)
 
     async def _unix(self, goal: _Goal) -> Dialed:
         try:
             path = unix_path(goal.decision, goal.target, self._asked)
         except AddressError as error:
             raise DialError(Failure.HOST_UNREACHABLE, str(error)) from None
-        self._tries.append(path)
+        self._ways.tries.append(path)
         sock = await connect_unix(path, self._timeouts.address_s)
-        return self._dialed(sock, goal.decision, path)
+        return Dialed(sock, goal.decision, path, tuple(self._ways.tries))
 
-    async def _via(self, name: str, goals: Sequence[_Goal]) -> Dialed:
-        chain = _chain(self._table.policy, name)
-        timeouts = self._timeouts
-        if (seconds := chain[0].connect_timeout_s) is not None:
-            timeouts = replace(timeouts, address_s=seconds)
-        # A `direct` upstream is the plain way out, whatever stands behind it in a chain.
-        proxies = [upstream for upstream in chain if upstream.kind is not UpstreamKind.DIRECT]
-        if not proxies:
-            return await self._direct(goals, timeouts)
-        for proxy in proxies:
-            if proxy.kind not in self._kinds:
-                raise DialError(Failure.ERROR, f"upstream `{proxy.name}` is no proxy: {proxy.kind}")
-        if proxies[-1].kind is UpstreamKind.SOCKS4:
-            goals = [goal for goal in goals if len(goal.target.host) == 4] or goals
-        for goal in goals[:_ADDRESSES_BY_PROXY]:
-            try:
-                sock, dialed, early = await self._through(proxies, goal.target, timeouts)
-            except DialError as error:
-                last = error
-                if error.failure not in _ABOUT_THE_ADDRESS:
-                    break
-            else:
-                return self._dialed(sock, goal.decision, dialed, early)
-        raise last
-
-    async def _through(
-        self, proxies: Sequence[Upstream], target: Endpoint, timeouts: Timeouts
-    ) -> tuple[socket.socket, str, bytes]:
-        """A socket that leads through every proxy to `target`, what it is connected to itself, and what
-        was read of it behind the last proxy's answer.
-        """
-        sock, dialed = await self._reach(proxies[0], timeouts)
-        early = b""
-        try:
-            for proxy, following in zip(proxies, [*proxies[1:], None], strict=True):
-                goal = target if following is None else await self._next_hop(proxy, following)
-                self._tries.append(f"{proxy.name} to {goal}")
-                early = await self._ask(sock, proxy, self._logins.get(proxy.name), goal, early)
-        except BaseException:
-            sock.close()
-            raise
-        return sock, dialed, early
-
-    async def _reach(self, proxy: Upstream, timeouts: Timeouts) -> tuple[socket.socket, str]:
-        try:
-            if proxy.unix_path is not None:
-                self._tries.append(proxy.unix_path)
-                return await connect_unix(proxy.unix_path, timeouts.address_s), proxy.unix_path
-            host, port = _endpoint(proxy)
-            addresses = (host,) if isinstance(host, bytes) else await self._proxy_addresses(host)
-            endpoints = [Endpoint(address, port) for address in addresses]
-            sock, far = await connect_tcp(endpoints, timeouts, self._tries)
-        except DialError as error:
-            raise DialError(error.failure, f"upstream `{proxy.name}`: {error}") from None
-        return sock, str(far)
-
-    async def _next_hop(self, proxy: Upstream, following: Upstream) -> Endpoint:
-        """What `proxy` is asked for so that `following` is reached."""
-        host, port = _endpoint(following)
-        if isinstance(host, bytes) or proxy.takes_names:
-            return Endpoint(host, port)
-        addresses = await self._proxy_addresses(host)
-        if proxy.kind is UpstreamKind.SOCKS4:
-            addresses = tuple(address for address in addresses if len(address) == 4) or addresses
-        return Endpoint(addresses[0], port)
-
-    async def _proxy_addresses(self, name: str) -> tuple[Address, ...]:
-        return await self._resolver.resolve(name, self._asked.source)
-
-    @property
-    def tries(self) -> tuple[str, ...]:
-        """Everything that was tried so far, in order."""
-        return tuple(self._tries)
-
-    def _dialed(self, sock: socket.socket, decision: Decision, dialed: str, early: bytes = b"") -> Dialed:
-        return Dialed(sock, decision, dialed, self.tries, early)
+    def _arrived(self, goals: list[_Goal], way: Way) -> Dialed:
+        """The decision is the one made for the address that was reached."""
+        decision = next(goal.decision for goal in goals if goal.target == way.target)
+        if way.members:
+            decision = replace(decision, upstream="/".join((decision.upstream or "", *way.members)))
+        return Dialed(way.sock, decision, way.dialed, tuple(self._ways.tries), way.early)
 
 
 def unix_path(decision: Decision, target: Endpoint, asked: Asked) -> str:
@@ -302,20 +278,3 @@ def unix_path(decision: Decision, target: Endpoint, asked: Asked) -> str:
 def _way(decision: Decision) -> tuple[Outcome, str | None, str | None]:
     """What must be equal for answers to be tried together."""
     return decision.outcome, decision.upstream, decision.template
-
-
-def _chain(policy: Policy, name: str) -> list[Upstream]:
-    """The upstreams on the way to `name`, the nearest first; `check` has seen that it ends."""
-    chain: list[Upstream] = []
-    following: str | None = name
-    while following is not None and len(chain) <= len(policy.upstreams):
-        upstream = policy.upstreams[following]
-        chain.append(upstream)
-        following = upstream.via
-    return chain[::-1]
-
-
-def _endpoint(proxy: Upstream) -> Endpoint:
-    if proxy.endpoint is None:
-        raise DialError(Failure.ERROR, f"`{proxy.name}` has no address to connect to")
-    return proxy.endpoint

@@ -1,7 +1,9 @@
 """Our own listeners as destinations: a connection to one of them would only come back.
 
 Known before dialling, because a connection that is made and then refused is accepted again by the
-same listener, asks for the same destination, and so on for ever.
+same listener, asks for the same destination, and so on for ever. Each network namespace has its own:
+`direct { netns lan }` dials among the listeners of lan, and one that captures a whole namespace
+would take in nearly everything that is dialled there.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import replace
 from socket import SocketType
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from urelay.net.address import Address, Endpoint, Host, Prefix, address_text, unmap
+from urelay.engine.routes import is_local
+from urelay.net.address import Address, Endpoint, Host, Prefix, unmap
 from urelay.policy.model import DenyHow, Outcome, Policy
 from urelay.table.decision import Decision
 from urelay.table.evaluate import Table
@@ -47,20 +50,29 @@ class _Own(NamedTuple):
     """Address lengths it takes: 4, 16"""
 
 
+Probe: TypeAlias = Callable[[int, int], socket.socket]
+"""Makes a socket of a family and a kind in the namespace that is dialled from. May raise."""
+
+
 class OwnListeners:
-    """Which destinations are our own listeners in the namespace we dial from."""
+    """Which destinations are our own listeners, in the namespace we dial from."""
 
     def __init__(self) -> None:
-        self._by_port: dict[int, list[_Own]] = {}
+        # By the namespace, None being our own: the same address elsewhere is somebody else's.
+        self._places: dict[bytes | None, dict[int, list[_Own]]] = {}
 
     @property
     def ports(self) -> Container[int]:
-        """The ports of our listeners: a connection to another one needs no closer look."""
-        return self._by_port
+        """The ports of our listeners here: a connection to another one needs no closer look."""
+        return self._places.get(None, {})
 
     def add(self, name: str, sock: SocketType) -> None:
-        """Remember a listener. One in another namespace cannot be reached from here: it is left out."""
-        if sock.family not in (socket.AF_INET, socket.AF_INET6) or not _is_here(sock):
+        """Remember a listener; one on a unix socket is no destination.
+
+        Of a captured namespace only its own addresses can be dialled, and they are not captured
+        (urelay.policy.captures), so a listener that captures is one like any other.
+        """
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
             return
         text, port = sock.getsockname()[:2]
         address = unmap(socket.inet_pton(sock.family, text.partition("%")[0]))
@@ -68,21 +80,39 @@ class OwnListeners:
         if sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
             families = (4, 16) if address == bytes(16) else families
         own = _Own(name, None if address in _UNSPECIFIED else address, families)
-        self._by_port.setdefault(port, []).append(own)
+        place = self._places.setdefault(_place(sock), {})
+        place.setdefault(port, []).append(own)
 
     def discard(self, name: str) -> None:
         """Forget a listener, if it was remembered."""
-        for port, owns in list(self._by_port.items()):
-            self._by_port[port] = [own for own in owns if own.listener != name]
-            if not self._by_port[port]:
-                del self._by_port[port]
+        for place, ports in list(self._places.items()):
+            for port, owns in list(ports.items()):
+                ports[port] = [own for own in owns if own.listener != name]
+                if not ports[port]:
+                    del ports[port]
+            if not ports:
+                del self._places[place]
 
-    def leads_back(self, host: Address, port: int) -> str | None:
-        """The name of the listener that a connection to this address would reach, or None."""
-        for own in self._by_port.get(port, ()):
+    def leads_back(self, host: Address, port: int, probe: Probe | None = None) -> str | None:
+        """The name of the listener that a connection to this address would reach, or None.
+
+        `probe` says from which namespace; None: our own. Raises what `probe` raises.
+        """
+        place = None
+        if probe is not None:
+            if not self._places:
+                return None
+            with probe(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                place = _place(sock)
+        ports = self._places.get(place)
+        if ports is None:
+            return None
+        for own in ports.get(port, ()):
             if len(host) not in own.families:
                 continue
-            if host == own.address or host in _UNSPECIFIED or (own.address is None and _is_local(host)):
+            if host == own.address or host in _UNSPECIFIED:
+                return own.listener
+            if own.address is None and _is_local(host, probe):
                 return own.listener
         return None
 
@@ -111,6 +141,11 @@ class CarefulJudge:
         """The table's policy."""
         return self._table.policy
 
+    @property
+    def name_takers(self) -> frozenset[str]:
+        """The upstreams that take host names."""
+        return self._table.name_takers
+
     def settle(
         self,
         decision: Decision,
@@ -132,29 +167,27 @@ class CarefulJudge:
         return replace(settled, outcome=Outcome.DENY, deny_how=DenyHow.REFUSED, why=why)
 
 
-def _is_here(sock: SocketType) -> bool:
-    """Whether a socket lives in the namespace that new sockets are made in."""
+def _place(sock: SocketType) -> bytes | None:
+    """The cookie of the namespace a socket lives in; None for the one that new sockets are made in."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
         try:
-            return _cookie(sock) == _cookie(ours)
+            cookie = _cookie(sock)
+            return None if cookie == _cookie(ours) else cookie
         except OSError:
             # An old kernel cannot tell; refusing too much is the safe side.
-            return True
+            return None
 
 
 def _cookie(sock: SocketType) -> bytes:
     return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
 
 
-def _is_local(host: Address) -> bool:
-    """Whether the kernel would deliver to itself: then it picks the destination as the source."""
+def _is_local(host: Address, probe: Probe | None) -> bool:
+    """Whether the kernel would deliver to itself."""
     if any(prefix.holds(host) for prefix in _LOOPBACK):
         return True
-    family = socket.AF_INET if len(host) == 4 else socket.AF_INET6
     try:
-        # Connecting a datagram socket sends nothing; it asks the routing table.
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((address_text(host), 9))
-            return socket.inet_pton(family, probe.getsockname()[0].partition("%")[0]) == host
+        with (socket.socket if probe is None else probe)(socket.AF_NETLINK, socket.SOCK_RAW) as sock:
+            return is_local(host, sock)
     except OSError:
         return False

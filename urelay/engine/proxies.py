@@ -26,7 +26,7 @@ from python_socks._protocols.errors import ReplyError
 
 from urelay.engine.connect import failure_of, words
 from urelay.engine.logins import Credentials
-from urelay.errors import DialError, Failure
+from urelay.errors import Blame, DialError, Failure
 from urelay.net.address import Endpoint, host_text, printable
 from urelay.policy.model import Upstream, UpstreamKind
 
@@ -37,16 +37,25 @@ _SOCKS: Final = {UpstreamKind.SOCKS4: ProxyType.SOCKS4, UpstreamKind.SOCKS5: Pro
 _READ_BYTES = 4096
 
 # RFC 1928, 6, in our words. SOCKS4 has one code for every failure (0x5b) and two about identd: none
-# of them says what happened, so all are ERROR.
+# of them says what happened, so all are ERROR, and of the destination, since it may have been denied.
+# A proxy that cannot get there answers fast: another may try, and this one stays in use.
 _ANSWERS5 = {
-    1: (Failure.ERROR, "it failed"),
-    2: (Failure.DENIED, "its rules deny the destination"),
-    3: (Failure.NET_UNREACHABLE, "network unreachable"),
-    4: (Failure.HOST_UNREACHABLE, "host unreachable"),
-    5: (Failure.REFUSED, "connection refused"),
-    6: (Failure.TTL_EXPIRED, "time to live expired"),
-    7: (Failure.ERROR, "it does not know the command"),
-    8: (Failure.ERROR, "it does not know the type of address"),
+    1: (Failure.ERROR, Blame.UNFIT, "it failed"),
+    2: (Failure.DENIED, Blame.DESTINATION, "its rules deny the destination"),
+    3: (Failure.NET_UNREACHABLE, Blame.UNFIT, "network unreachable"),
+    4: (Failure.HOST_UNREACHABLE, Blame.UNFIT, "host unreachable"),
+    5: (Failure.REFUSED, Blame.DESTINATION, "connection refused"),
+    6: (Failure.TTL_EXPIRED, Blame.UNFIT, "time to live expired"),
+    7: (Failure.ERROR, Blame.UNFIT, "it does not know the command"),
+    8: (Failure.ERROR, Blame.UNFIT, "it does not know the type of address"),
+}
+# What an HTTP proxy says of the destination; anything else is a login refused, or no HTTP.
+_BLAME_HTTP = {
+    Failure.DENIED: Blame.DESTINATION,
+    Failure.REFUSED: Blame.DESTINATION,
+    Failure.HOST_UNREACHABLE: Blame.UNFIT,
+    Failure.NAME_NOT_FOUND: Blame.UNFIT,
+    Failure.TIMEOUT: Blame.UNFIT,
 }
 
 
@@ -69,13 +78,13 @@ async def converse(stream: Stream, upstream: Upstream, login: Credentials | None
             return await _ask_http(stream, upstream, login, target)
         await _ask_socks(stream, upstream, login, target)
     except EOFError:
-        raise DialError(
-            Failure.ERROR, f"upstream `{upstream.name}` closed the connection before its reply was whole"
-        ) from None
+        what = f"upstream `{upstream.name}` closed the connection before its reply was whole"
+        raise DialError(Failure.ERROR, what, Blame.UNCLEAR) from None
     except OSError as error:
         # The proxy was reached and then failed: a reset here says nothing of the destination.
         failure = Failure.TIMEOUT if failure_of(error) is Failure.TIMEOUT else Failure.ERROR
-        raise DialError(failure, f"upstream `{upstream.name}`: {words(error)} while asking it") from None
+        what = f"upstream `{upstream.name}`: {words(error)} while asking it"
+        raise DialError(failure, what, Blame.UNCLEAR) from None
     return stream.early
 
 
@@ -89,7 +98,8 @@ async def _ask_http(stream: Stream, upstream: Upstream, login: Credentials | Non
         while not client.done:
             client.receive(await stream.read())
     except ConnectError as error:
-        raise DialError(error.failure, f"upstream `{upstream.name}`: {error}") from None
+        blame = _BLAME_HTTP.get(error.failure, Blame.UNCLEAR)
+        raise DialError(error.failure, f"upstream `{upstream.name}`: {error}", blame) from None
     return client.leftover + stream.early
 
 
@@ -97,9 +107,8 @@ async def _ask_socks(stream: Stream, upstream: Upstream, login: Credentials | No
     kind = _SOCKS[upstream.kind]
     if kind is ProxyType.SOCKS4 and isinstance(target.host, bytes) and len(target.host) == 16:
         # Left to itself the library would send the text of the address as a host name.
-        raise DialError(
-            Failure.NET_UNREACHABLE, f"upstream `{upstream.name}` is a SOCKS4 proxy, which knows no IPv6"
-        )
+        what = f"upstream `{upstream.name}` is a SOCKS4 proxy, which knows no IPv6"
+        raise DialError(Failure.NET_UNREACHABLE, what, Blame.UNFIT)
     user = password = None
     if login is not None:
         user, password = _Octets.of(login.user), _Octets.of(login.password)
@@ -107,13 +116,16 @@ async def _ask_socks(stream: Stream, upstream: Upstream, login: Credentials | No
     try:
         await connector.connect(stream, host_text(target.host), target.port)
     except ReplyError as error:
+        # Without a code it is no reply to the request: a login refused, or bytes that are not SOCKS.
+        blame = Blame.UNCLEAR if error.error_code is None else Blame.DESTINATION
         failure, told = Failure.ERROR, _lowered(str(error))
         if kind is ProxyType.SOCKS5:
-            failure, told = _ANSWERS5.get(error.error_code or 0, (failure, told))
-        raise DialError(failure, f"upstream `{upstream.name}`: {told}") from None
+            failure, blame, told = _ANSWERS5.get(error.error_code or 0, (failure, blame, told))
+        raise DialError(failure, f"upstream `{upstream.name}`: {told}", blame) from None
     except ValueError:
         # Bound addresses of a wrong length, names that are no UTF-8.
-        raise DialError(Failure.ERROR, f"upstream `{upstream.name}` answers what is not SOCKS") from None
+        what = f"upstream `{upstream.name}` answers what is not SOCKS"
+        raise DialError(Failure.ERROR, what, Blame.UNCLEAR) from None
 
 
 class Stream(AsyncSocketStream):

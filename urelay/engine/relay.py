@@ -93,6 +93,7 @@ class Relay:
         self._ended: collections.Counter[str] = collections.Counter()
         self._bytes_up = 0
         self._bytes_down = 0
+        self._checking = self._begin_checks()
 
     # --- listeners
 
@@ -128,6 +129,8 @@ class Relay:
         """Decide and dial by these from the next accept on; nobody already accepted is affected."""
         self.table = table
         self.dialer = dialer
+        self._end_checks()
+        self._checking = self._begin_checks()
 
     # --- what acceptors and connections need
 
@@ -257,11 +260,22 @@ class Relay:
             farewell.close()
         for task in self._tasks:
             task.cancel()
+        self._end_checks()
         if self._resume_timer is not None:
             self._resume_timer.cancel()
         self.pump.close()
         self.wheel.close()
         self._release_spare()
+
+    def _begin_checks(self) -> asyncio.Task[None] | None:
+        """The task that looks after the members of groups; None: nothing asks for it."""
+        checks = self.dialer.checks(self.table, self.own)
+        return self.loop.create_task(checks.run()) if checks else None
+
+    def _end_checks(self) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
+            self._checking = None
 
     def _close_listeners(self) -> None:
         while self._acceptors:

@@ -23,10 +23,22 @@ _KEEPALIVE = (
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
+class Bridged(socket.socket):
+    """A unix socket that stands for a TCP connection: what becomes of one becomes of the other."""
+
+    __slots__ = ()
+
+    def break_off(self) -> None:
+        """Make closing it a reset of that connection."""
+        raise AssertionError("a bridge says how it is broken off")
+
+
 def reset_on_close(sock: SocketType) -> None:
     """Make closing `sock` a reset, which discards what is queued; a unix socket is just closed."""
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+    elif isinstance(sock, Bridged):
+        sock.break_off()
 
 
 def unacknowledged(sock: SocketType) -> int:

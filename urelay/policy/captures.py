@@ -22,7 +22,7 @@ def check_captures(
     for listener in listeners.values():
         if not listener.captures:
             continue
-        first = capturing.setdefault(listener.netns, listener)
+        first = capturing.setdefault(_path(listener.netns), listener)
         if first is not listener:
             message = f'"{listener.name}" captures the connections that "{first.name}" does'
             label = Label(first.node.name.span, "first here")
@@ -30,12 +30,19 @@ def check_captures(
     for upstream in upstreams.values():
         setting = upstream.options.get("netns")
         netns = setting.value if setting is not None else None
-        if isinstance(netns, str) and netns in capturing and not _escapes(upstream):
-            listener = capturing[netns]
-            message = f'what "{upstream.name}" dials is captured by "{listener.name}" and comes back'
+        if not isinstance(netns, str) or _escapes(upstream):
+            continue
+        taker = capturing.get(_path(netns))
+        if taker is not None:
+            message = f'what "{upstream.name}" dials is captured by "{taker.name}" and comes back'
             help_text = f"bind an address of that namespace (source …), or say mark {UNCAPTURED:#x}"
-            label = Label(listener.node.name.span, "captures it")
+            label = Label(taker.node.name.span, "captures it")
             findings.keep(flaw("UR107", message, upstream.node.span, help_text, label))
+
+
+def _path(netns: str | None) -> str | None:
+    """One spelling for a namespace's name and for the path of that name."""
+    return netns if netns is None or "/" in netns else f"/run/netns/{netns}"
 
 
 def _escapes(upstream: Upstream) -> bool:

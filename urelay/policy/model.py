@@ -10,12 +10,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from urelay.frozen import frozen
 from urelay.lang import ast
 from urelay.lang.source import Origin, Source
 from urelay.net.address import Address, Endpoint, Prefix
+
+T = TypeVar("T")
 
 MAIN = "main"
 """The table a listener uses when it names none."""
@@ -277,6 +279,14 @@ class Login:
     """As an absolute or working-directory-relative path, resolved against the policy's folder."""
 
 
+@frozen
+class HealthCheck:
+    """`check 1.1.1.1:443 every 10s`: whoever can connect there works."""
+
+    endpoint: Endpoint
+    every_s: float
+
+
 class UpstreamKind(enum.StrEnum):
     """The kinds of upstream the language knows."""
 
@@ -311,24 +321,72 @@ class Upstream:
     @property
     def unix_path(self) -> str | None:
         """The unix socket the proxy listens on."""
-        return self._text("unix")
+        return self._of("unix", str)
 
     @property
     def via(self) -> str | None:
         """The upstream this one is reached through."""
-        return self._text("via")
+        return self._of("via", str)
 
     @property
     def login(self) -> Login | None:
         """Where user and password come from."""
-        setting = self.options.get("login")
-        return setting.value if setting is not None and isinstance(setting.value, Login) else None
+        return self._of("login", Login)
 
     @property
     def connect_timeout_s(self) -> float | None:
         """Seconds one address may take to connect; None is the relay's default."""
-        setting = self.options.get("connect")
-        return setting.value if setting is not None and isinstance(setting.value, float) else None
+        return self._of("connect", float)
+
+    @property
+    def source(self) -> Address | None:
+        """The address its connections leave from."""
+        return self._of("source", bytes)
+
+    @property
+    def device(self) -> str | None:
+        """The interface they leave by."""
+        return self._of("dev", str)
+
+    @property
+    def mark(self) -> int | None:
+        """The mark they carry for policy routing."""
+        return self._of("mark", int)
+
+    @property
+    def netns(self) -> str | None:
+        """The namespace (a name under /run/netns, or a path) they are made in."""
+        return self._of("netns", str)
+
+    @property
+    def tls(self) -> bool:
+        """Whether TLS is spoken: to the proxy, or to the destination of a direct upstream."""
+        return "tls" in self.options
+
+    @property
+    def server_name(self) -> str | None:
+        """The name the certificate must hold, if not the one it is reached by."""
+        return self._of("server-name", str)
+
+    @property
+    def ca_file(self) -> str | None:
+        """The file of certificates to trust, instead of the system's."""
+        return self._of("ca", str)
+
+    @property
+    def insecure(self) -> bool:
+        """Whether any certificate will do."""
+        return "insecure" in self.options
+
+    @property
+    def check(self) -> HealthCheck | None:
+        """How the members of a group show that they work."""
+        return self._of("check", HealthCheck)
+
+    @property
+    def spread_by(self) -> str:
+        """What keeps a connection on its member: `source` by default, `destination`, or `random`: nothing."""
+        return "random" if "random" in self.options else self._of("by", str) or "source"
 
     @property
     def send_proxy(self) -> SendProxy | None:
@@ -348,9 +406,9 @@ class Upstream:
             return setting.value == "remote"
         return self.kind in (UpstreamKind.SOCKS5, UpstreamKind.HTTP)
 
-    def _text(self, option: str) -> str | None:
+    def _of(self, option: str, kind: type[T]) -> T | None:
         setting = self.options.get(option)
-        return setting.value if setting is not None and isinstance(setting.value, str) else None
+        return setting.value if setting is not None and isinstance(setting.value, kind) else None
 
 
 class ListenerKind(enum.StrEnum):

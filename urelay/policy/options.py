@@ -40,7 +40,7 @@ class ValueKind(enum.Enum):
     SOCKET = "a quoted path of a unix socket; str"
     LOGIN = "`env NAME` or `file PATH`; model.Login"
     UPSTREAM = "the name of an upstream; str"
-    CHECK = "`ENDPOINT every DURATION`; values.HealthCheck"
+    CHECK = "`ENDPOINT every DURATION`; model.HealthCheck"
     LIMIT = "`N per source`; int"
     TABLE = "`TABLE` or `TABLE from PREFIX`; model.TableChoice, kept in Listener.tables"
     ACCEPT_PROXY = "`from` addresses, then perhaps `as` and which destination; model.AcceptProxy"
@@ -91,19 +91,19 @@ OPTIONS: tuple[Option, ...] = (
     Option(_UP, "via", _V.UPSTREAM, "via jump", "reach the proxy through another upstream", kinds=_PROXIES),
     Option(
         _UP, "source", _V.ADDRESS, "source 10.66.0.2", "the address to connect from",
-        kinds=_DIALS, served=False,
+        kinds=_DIALS,
     ),
     Option(
         _UP, "dev", _V.INTERFACE, "dev wg0", "the interface to connect through (SO_BINDTODEVICE)",
-        kinds=_DIALS, served=False,
+        kinds=_DIALS,
     ),
     Option(
         _UP, "mark", _V.MARK, "mark 0x51", "the mark for policy routing (SO_MARK)",
-        kinds=_DIALS, served=False,
+        kinds=_DIALS,
     ),
     Option(
         _UP, "netns", _V.NAMESPACE, "netns blue", "the network namespace to connect from",
-        kinds=_DIALS, served=False,
+        kinds=_DIALS,
     ),
     Option(
         _UP, "send-proxy", _V.CHOICE, "send-proxy v2", "announce the client with a PROXY header",
@@ -113,31 +113,30 @@ OPTIONS: tuple[Option, ...] = (
         _UP, "unix", _V.SOCKET, 'unix "/run/proxy.sock"', "the proxy listens on this unix socket",
         kinds=_PROXIES,
     ),
-    Option(_UP, "tls", _V.FLAG, "tls", "speak TLS to the proxy", kinds=_PROXIES, served=False),
+    Option(
+        _UP, "tls", _V.FLAG, "tls", "speak TLS: to the proxy, or to the destination of a direct upstream",
+        kinds=_DIALS,
+    ),
     Option(
         _UP, "server-name", _V.HOST_NAME, "server-name proxy.example.com",
-        "the name the proxy's certificate must hold, if not the one it is reached by",
-        kinds=_PROXIES, served=False,
+        "the name the certificate must hold, if not the one it is reached by", kinds=_DIALS,
     ),
     Option(
-        _UP, "ca", _V.FILE, 'ca "ca.pem"', "the certificates to trust instead of the system's",
-        kinds=_PROXIES, served=False,
+        _UP, "ca", _V.FILE, 'ca "ca.pem"', "the certificates to trust instead of the system's", kinds=_DIALS,
     ),
-    Option(
-        _UP, "insecure", _V.FLAG, "insecure", "accept any certificate", kinds=_PROXIES, served=False
-    ),
+    Option(_UP, "insecure", _V.FLAG, "insecure", "accept any certificate", kinds=_DIALS),
     Option(
         _UP, "check", _V.CHECK, "check 1.1.1.1:443 every 10s",
-        "how a member shows that it works: it connects to this endpoint this often",
-        kinds=_GROUPS, served=False,
+        "how a member shows that it works: it connects to this endpoint, this often when nobody else used it",
+        kinds=_GROUPS,
     ),
     Option(
         _UP, "by", _V.CHOICE, "by source", "what keeps a client on the same member",
-        kinds=frozenset({"spread"}), choices=("source", "destination", "random"), served=False,
+        kinds=frozenset({"spread"}), choices=("source", "destination", "random"),
     ),
     Option(
         _UP, "random", _V.FLAG, "random", "any member for any connection: the same as `by random`",
-        kinds=frozenset({"spread"}), served=False,
+        kinds=frozenset({"spread"}),
     ),
     # --- listeners
     Option(_IN, "netns", _V.NAMESPACE, "netns lan", "the network namespace to listen in"),
@@ -213,6 +212,7 @@ CLASHES: tuple[tuple[str, str, str], ...] = (
     *(("via", name, "it is the other upstream that connects") for name in ("source", "dev", "mark", "netns")),
     *(("unix", name, "a unix socket has none") for name in ("source", "dev", "mark", "netns")),
     ("by", "random", "both say how members are chosen"),
+    ("ca", "insecure", "any certificate is accepted"),
 )
 """Upstream options that cannot stand together, and why."""
 

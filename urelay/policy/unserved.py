@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from urelay.lang import ast
 from urelay.lang.diagnostics import Diagnostic, Label, diagnostic
 from urelay.lang.source import Span
-from urelay.policy.model import Policy, UpstreamKind
+from urelay.policy.model import Policy
 from urelay.policy.options import Owner, options_of
-
-UPSTREAM_KINDS = frozenset({UpstreamKind.FIRST, UpstreamKind.SPREAD})
 
 
 def find(policy: Policy) -> list[Diagnostic]:
@@ -31,8 +29,6 @@ def find(policy: Policy) -> list[Diagnostic]:
 def _in_statement(node: ast.Statement) -> Iterator[tuple[str, Span]]:
     match node:
         case ast.UpstreamDef():
-            if node.kind.text in UPSTREAM_KINDS:
-                yield f"`{node.kind.text}` upstreams", node.kind.span
             yield from _options(node.options, Owner.UPSTREAM, node.kind.text)
         case ast.ListenDef():
             yield from _options(node.options, Owner.LISTENER, node.kind.text)

@@ -122,6 +122,9 @@ def _check_together(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> N
     for name, needed in NEEDS.items():
         if name in settings and needed not in settings:
             raise flaw("UR109", f"`{name}` means nothing without `{needed}`", spans[name])
+    if {"tls", "unix"} <= settings.keys() and not {"server-name", "insecure"} & settings.keys():
+        message = "`tls` on a unix socket has no name to verify: it needs `server-name`, or `insecure`"
+        raise flaw("UR109", message, spans["tls"])
     for one, other, why in CLASHES:
         if one in settings and other in settings:
             raise flaw("UR109", f"`{other}` cannot stand beside `{one}`: {why}", spans[other])

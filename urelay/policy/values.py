@@ -17,7 +17,7 @@ from urelay.lang.source import Origin, Span
 from urelay.net.address import Endpoint, Prefix, parse_address, parse_name, printable
 from urelay.policy.flaws import closest, flaw, password, read_word
 from urelay.policy.library import beside
-from urelay.policy.model import AcceptProxy, HeaderTarget, Login, Setting, TableChoice
+from urelay.policy.model import AcceptProxy, HeaderTarget, HealthCheck, Login, Setting, TableChoice
 from urelay.policy.options import Option, Owner, ValueKind, options_of
 from urelay.policy.paths import read_socket_path
 from urelay.policy.scope import Scope
@@ -28,14 +28,6 @@ _NAMESPACE = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,254}")
 _FILE_MODE = re.compile(r"0?[0-7]{3}")
 _VARIABLE = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
 _TAG = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.:-]{0,63}")
-
-
-@dataclass(frozen=True, slots=True)
-class HealthCheck:
-    """`check 1.1.1.1:443 every 10s`."""
-
-    endpoint: Endpoint
-    every_s: float
 
 
 @dataclass(frozen=True, slots=True)

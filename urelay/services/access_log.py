@@ -7,9 +7,10 @@
 
 The keys are always all there, in this order, null where there is nothing to say; a `tag` follows
 where the route has one, a `wall` where one decided (there is no `route` then), and `log full` adds
-`table`, `rewrites` and `tries`. Lines are ASCII: whatever a client called itself or its destination
-is escaped. Lines gather for a moment and go to the sink together, so a busy relay makes few system
-calls and an idle one none.
+`table`, `rewrites` and `tries`. An `upstream` that is a group is followed by the members that were
+used, `out/corp`, once one of them got through. Lines are ASCII: whatever a client called itself or
+its destination is escaped. Lines gather for a moment and go to the sink together, so a busy relay
+makes few system calls and an idle one none.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from urelay.engine.logins import Logins
+    from urelay.engine.tls import Tls
     from urelay.lang.diagnostics import Diagnostic
     from urelay.policy.model import Policy
     from urelay.protocols.users import Users
@@ -31,6 +32,8 @@ class Generation:
     table: Table
     warnings: tuple[Diagnostic, ...]
     logins: Logins
+    tls: Mapping[str, Tls]
+    """How upstreams speak TLS, by name; nothing of the others"""
     users: Mapping[str, Users]
     """Who may log in, by the name of the listener; the others need no login"""
 
@@ -51,6 +54,7 @@ def prepare(path: str, environ: Mapping[str, str] = os.environ) -> Generation:
     from urelay.engine.logins import read_logins
     from urelay.lang.diagnostics import Severity
     from urelay.policy import unserved
+    from urelay.services.departures import check_departures
     from urelay.services.users import read_users
 
     verdict = judge(path)
@@ -65,6 +69,18 @@ def prepare(path: str, environ: Mapping[str, str] = os.environ) -> Generation:
         logins = read_logins(policy, environ)
     except StartError as error:
         problems += error.problems
+    tls: Mapping[str, Tls] = {}
+    if any(upstream.tls for upstream in policy.upstreams.values()):
+        from urelay.engine.tls import read_trust
+
+        try:
+            tls = read_trust(policy)
+        except StartError as error:
+            problems += error.problems
+    try:
+        check_departures(policy)
+    except StartError as error:
+        problems += error.problems
     users = {}
     for listener in policy.listeners.values():
         if listener.users_file is not None:
@@ -77,4 +93,4 @@ def prepare(path: str, environ: Mapping[str, str] = os.environ) -> Generation:
     if problems:
         raise StartError(*problems)
     warnings = tuple(one for one in verdict.diagnostics if one.severity is Severity.WARNING)
-    return Generation(policy, table, warnings, logins, users)
+    return Generation(policy, table, warnings, logins, tls, users)

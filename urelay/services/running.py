@@ -10,7 +10,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from urelay.engine.dial import Dialer
+from urelay.engine.health import Health
 from urelay.engine.relay import Relay
+from urelay.namespaces.visit import Visitor
 from urelay.services.access_log import AccessLog
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class Running:
         """What listens"""
         self._loop = asyncio.get_running_loop()
         self._resolver = resolver
+        self._visitor = Visitor()
+        self._health = Health()
         self._access_log = None if access_sink is None else AccessLog(access_sink, self._loop)
         on_end = _forget if self._access_log is None else self._access_log.write
         self._relay = Relay(generation.table, self._dialer(generation), on_end, limits, ids, ids is not None)
@@ -99,11 +103,18 @@ class Running:
     def close(self) -> None:
         """Reset who is still connected, and write the access log to its end."""
         self._relay.close()
+        self._visitor.close()
         if self._access_log is not None:
             self._access_log.close()
 
     def _dialer(self, generation: Generation) -> Dialer:
-        return Dialer(self._resolver, generation.logins)
+        return Dialer(
+            self._resolver,
+            generation.logins,
+            abroad=self._visitor,
+            conditions=self._health.adopt(generation.policy.upstreams),
+            tls=generation.tls,
+        )
 
 
 def _forget(record: Record) -> None:
