@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.strategies import upstream
-from urelay.engine.preface import preface
+from urelay.engine.preface import Caller, preface
 from urelay.net.address import Endpoint, parse_endpoint
 from urelay.policy.model import Upstream, UpstreamKind
 from urelay.protocols.proxy_header import Header, HeaderReader
@@ -32,7 +32,7 @@ def said(data: bytes) -> Header:
 
 @pytest.mark.parametrize("asked", [ADDRESS, NAME])
 def test_most_connections_have_none(asked: Endpoint) -> None:
-    assert preface(way(None), CLIENT, asked) == b""
+    assert preface(way(None), Caller(CLIENT, asked)) == b""
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_most_connections_have_none(asked: Endpoint) -> None:
 def test_a_header_speaks_of_the_client_s_connection(
     version: str, asked: Endpoint, reached: Endpoint | None, expected: Header
 ) -> None:
-    data = preface(way(version), CLIENT, asked, reached)
+    data = preface(way(version), Caller(CLIENT, asked), reached)
     assert data.startswith(b"PROXY " if version == "v1" else b"\r\n\r\n\0")
     assert said(data) == expected
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_a_client_without_an_address_has_a_header_that_says_so(version: str) -> None:
-    assert said(preface(way(version), None, ADDRESS)) == Header()
+    assert said(preface(way(version), Caller(None, ADDRESS))) == Header()

@@ -30,7 +30,6 @@ def refused(folder: Path, text: str) -> list[tuple[int, str]]:
     [
         ("listen x = transparent 127.0.0.1:1 { sniff tls }", "the listener option `sniff`"),
         ("dns x = 127.0.0.1:53 { forward 9.9.9.9:53 }", "`dns`"),
-        ("upstream x = direct { send-proxy v1 }", "the upstream option `send-proxy`"),
     ],
 )
 def test_what_cannot_be_served_is_named_with_its_line(tmp_path: Path, text: str, what: str) -> None:

@@ -474,7 +474,7 @@ class Connection(Flow):
         """Cancelled when the client leaves."""
         try:
             judge = self.relay.judge(self._table)
-            whom = Asked(asked, self._source, self.acceptor.name)
+            whom = Asked(asked, self._source, self.acceptor.name, self.peer)
             dialed = await self._dialer.dial(judge, decision, whom, self.relay.own)
         except Denied as denied:
             self._conclude(denied.decision)

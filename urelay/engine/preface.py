@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import NamedTuple
 
 from urelay.engine.connect import failure_of, words
 from urelay.errors import DialError
@@ -21,29 +22,46 @@ from urelay.policy.model import SendProxy, Upstream
 from urelay.protocols.proxy_header import header_v1, header_v2
 
 
-def preface(
-    upstream: Upstream, client: Endpoint | None, asked: Endpoint, reached: Endpoint | None = None
-) -> bytes:
+class Caller(NamedTuple):
+    """Whose connection it is that a way is opened for."""
+
+    client: Endpoint | None
+    """None: it has no address"""
+    asked: Endpoint
+    """What it asked for"""
+
+
+def preface(upstream: Upstream, caller: Caller, reached: Endpoint | None = None) -> bytes:
     """What is sent first on a connection of `upstream`; nothing for most.
 
-    `asked` is what `client` asked for; `reached` is the address it led to, where that is known here.
+    `reached` is the address that was asked for or that the name led to, where that is known here.
     """
     version = upstream.send_proxy
     if version is None:
         return b""
-    destination, name = asked, None
-    if isinstance(asked.host, str):
-        name = asked.host
+    client, (host, port) = caller
+    destination, name = caller.asked, None
+    if isinstance(host, str):
+        name = host
         if reached is not None:
-            destination = Endpoint(reached.host, asked.port)
+            destination = Endpoint(reached.host, port)
     if version is SendProxy.V1:
         return header_v1(client, destination)
     return header_v2(client, destination, name)
 
 
-async def send_preface(sock: socket.socket, data: bytes) -> None:
-    """Send it on a non-blocking socket that was connected just now. Raises DialError."""
+async def announce(
+    sock: socket.socket, upstream: Upstream, caller: Caller, reached: Endpoint | None = None
+) -> None:
+    """Send it on a socket that was connected just now. Raises DialError, and has closed it then."""
+    data = preface(upstream, caller, reached)
+    if not data:
+        return
     try:
         await asyncio.get_running_loop().sock_sendall(sock, data)
     except OSError as error:
+        sock.close()
         raise DialError(failure_of(error), f"{words(error)} while sending a PROXY header") from None
+    except BaseException:
+        sock.close()
+        raise

@@ -107,7 +107,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _UP, "send-proxy", _V.CHOICE, "send-proxy v2", "announce the client with a PROXY header",
-        kinds=_DIALS, choices=("v1", "v2"), served=False,
+        kinds=_DIALS, choices=("v1", "v2"),
     ),
     Option(
         _UP, "unix", _V.SOCKET, 'unix "/run/proxy.sock"', "the proxy listens on this unix socket",
