@@ -270,7 +270,7 @@ class Connection(Flow):
         self._state = _HELD
         self._watch_client()
         relay = self.relay
-        relay.wheel.set(self, max(self.started, relay.poller.touch()) + relay.limits.handshake_s)
+        relay.wheel.set(self, max(self.started, relay.poller.now) + relay.limits.handshake_s)
 
     def _watch_client(self) -> Handshake:
         handshake = self._own_handshake()
@@ -324,7 +324,7 @@ class Connection(Flow):
             code = upstream.connect_ex(address)  # type: ignore[arg-type]
             if code == errno.EINPROGRESS:
                 relay.poller.add(upstream, self)
-                relay.wheel.set(self, relay.poller.touch() + timeout_s)
+                relay.wheel.set(self, relay.poller.now + timeout_s)
                 return
         except OSError as error:
             code = error.errno or errno.EIO
@@ -394,7 +394,7 @@ class Connection(Flow):
         except OSError as error:
             self.proxy_failed(DialError(Failure.ERROR, _words(error.errno)))
             return
-        relay.wheel.set(self, relay.poller.touch() + self._dialer.patience_s)
+        relay.wheel.set(self, relay.poller.now + self._dialer.patience_s)
         asking.on_event(0)
 
     def proxy_connected(self, told: int, early_down: bytes) -> None:
@@ -569,6 +569,11 @@ class Connection(Flow):
         """It is over, and its client's socket closed or about to be: make its record."""
         relay = self.relay
         handshake = self.handshake
+        address = self.address
+        if handshake is None and isinstance(address, tuple):
+            peer: Endpoint | None = Endpoint(packed(address[0]), address[1])
+        else:
+            peer = self.peer
         self._state = _OVER
         if self.slot:
             relay.wheel.cancel(self)
@@ -585,8 +590,8 @@ class Connection(Flow):
         relay.ended(
             self,
             Record(
-                self.id, self.ts, self.acceptor.name, self.peer, self.asked, user, self.decision,
-                self._dialed, tries, bytes_up, bytes_down, relay.poller.touch() - self.started, end, error,
+                self.id, self.ts, self.acceptor.name, peer, self.asked, user, self.decision,
+                self._dialed, tries, bytes_up, bytes_down, relay.poller.now - self.started, end, error,
             ),
         )  # fmt: skip
         # It knows us: kept, the two would wait for the garbage collector.

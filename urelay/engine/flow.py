@@ -62,7 +62,7 @@ class Flow:
         the flow ends at once.
         """
         poller = pump.poller
-        now = self._opened = poller.touch()
+        now = self._opened = poller.now
         self.up = up = Direction(pump, client, upstream, early_up, now)
         self.down = down = Direction(pump, upstream, client, early_down, now)
         up.back, down.back = down, up
@@ -137,7 +137,7 @@ class Flow:
     def expect_reset(self, direction: Direction) -> None:
         """The source of `direction` is broken: what it has sent has this long to be delivered."""
         if not self.reset_by:
-            self.reset_by = self._pump.poller.touch() + self._pump.limits.reset_drain_s
+            self.reset_by = self._pump.poller.now + self._pump.limits.reset_drain_s
             self._pump.watch_reset(direction)
 
     def reset_when_delivered(self, direction: Direction) -> None:

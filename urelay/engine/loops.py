@@ -60,11 +60,8 @@ class OwnListeners:
     def __init__(self) -> None:
         # By the namespace, None being our own: the same address elsewhere is somebody else's.
         self._places: dict[bytes | None, dict[int, list[_Own]]] = {}
-
-    @property
-    def ports(self) -> Container[int]:
-        """The ports of our listeners here: a connection to another one needs no closer look."""
-        return self._places.get(None, {})
+        self.ports: Container[int] = ()
+        """The ports of our listeners here: a connection to another one needs no closer look"""
 
     def add(self, name: str, sock: SocketType) -> None:
         """Remember a listener; one on a unix socket is no destination.
@@ -82,6 +79,7 @@ class OwnListeners:
         own = _Own(name, None if address in _UNSPECIFIED else address, families)
         place = self._places.setdefault(_place(sock), {})
         place.setdefault(port, []).append(own)
+        self._note_ports()
 
     def discard(self, name: str) -> None:
         """Forget a listener, if it was remembered."""
@@ -92,6 +90,10 @@ class OwnListeners:
                     del ports[port]
             if not ports:
                 del self._places[place]
+        self._note_ports()
+
+    def _note_ports(self) -> None:
+        self.ports = frozenset(self._places.get(None, ()))
 
     def leads_back(self, host: Address, port: int, probe: Probe | None = None) -> str | None:
         """The name of the listener that a connection to this address would reach, or None.

@@ -81,7 +81,7 @@ class Poller(selectors.BaseSelector):
 
     def __init__(self) -> None:
         self.now = time.monotonic()
-        """The loop's time, taken once a batch: the clock of everything that happens in it"""
+        """The loop's time when its wait ended last: the clock of everything that happens before the next"""
         self.batches = 0
         """Wake-ups for relayed sockets so far: a relay that spins shows here"""
         self._epoll = select.epoll()
@@ -92,8 +92,6 @@ class Poller(selectors.BaseSelector):
         self._shared: set[int] = set()
         """Sockets of which another process may hold a descriptor too"""
         self._in_batch = False
-        self._on_time = False
-        """Whether `now` was taken a moment ago"""
         self._asyncio = selectors.EpollSelector()
         self._epoll.register(self._asyncio.fileno(), select.EPOLLIN)
 
@@ -149,12 +147,6 @@ class Poller(selectors.BaseSelector):
         """Call `who.come_last()` at the end of this batch. Only from within `on_event`."""
         self._last.append(who)
 
-    def touch(self) -> float:
-        """Bring `now` up to date, if this is not a batch, and return it."""
-        if not self._on_time:
-            self.now = time.monotonic()
-        return self.now
-
     # --- what the event loop needs
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -162,10 +154,10 @@ class Poller(selectors.BaseSelector):
         if self._again:
             timeout = 0.0
         events = self._epoll.poll(-1 if timeout is None else max(timeout, 0.0), _BATCH)
+        self.now = time.monotonic()
         if not events and not self._again:
             return []
-        self.now = time.monotonic()
-        self._in_batch = self._on_time = True
+        self._in_batch = True
         handlers = self._handlers
         for_asyncio = False
         for fd, mask in events:
@@ -193,7 +185,6 @@ class Poller(selectors.BaseSelector):
                     last.come_last()
                 except Exception:
                     _crashed(last)
-        self._on_time = False
         return self._asyncio.select(0) if for_asyncio else []
 
     def _take_turns(self) -> None:

@@ -201,7 +201,7 @@ class Relay:
         """Close a client that is owed time to read what was sent to it last."""
         farewell = Farewell(client, self.poller, self.wheel, self._farewells.discard)
         self._farewells.add(farewell)
-        farewell.begin(watched, self.poller.touch() + self.limits.farewell_s)
+        farewell.begin(watched, self.poller.now + self.limits.farewell_s)
 
     def ended(self, connection: Connection, record: Record) -> None:
         """A connection is over."""

@@ -51,9 +51,10 @@ class AccessLog:
 
     def write(self, record: Record) -> None:
         """Log a connection that has ended, unless its route says `log off`."""
-        if record.log == "off":
+        text = line(record)
+        if not text:
             return
-        self._lines.append(line(record))
+        self._lines.append(text)
         if self._flush_timer is None:
             self._flush_timer = self._loop.call_later(FLUSH_S, self.flush)
 

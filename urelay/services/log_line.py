@@ -37,13 +37,16 @@ class _Phrases(NamedTuple):
     """From `outcome` to `upstream`"""
     end: str
     """`tag` and `wall`, where there are"""
-    full: bool
+    log: str
+    """How much of it the route wants: `end`, `full` or `off`"""
 
 
 def line(record: Record) -> str:
-    """The line of one connection, with its newline."""
+    """The line of one connection, with its newline; empty if its route wants none."""
     decision = record.decision
     phrases = _known.get(id(decision)) or _learn(decision)
+    if phrases.log == "off":
+        return ""
     name = port = destination = dialed = source = error = "null"
     if record.asked is not None:
         host, number = record.asked
@@ -53,14 +56,14 @@ def line(record: Record) -> str:
         else:
             destination = f'"{address_text(host)}"'
     if record.client is not None:
-        source = f'"{record.client}"'
+        source = _endpoint(record.client)
     way = record.way
     if way is not None:
-        dialed = f'"{way}"' if isinstance(way, Endpoint) else _encode(way)
+        dialed = _endpoint(way) if isinstance(way, Endpoint) else _encode(way)
     if record.error is not None:
         error = _encode(printable(record.error, _LONGEST_TEXT))
     end = phrases.end
-    if phrases.full:
+    if phrases.log == "full":
         end += f',"rewrites":{_encode(record.rewrites)},"tries":{_encode(record.tries)}'
     seconds = int(record.ts)
     return (
@@ -68,7 +71,7 @@ def line(record: Record) -> str:
         f'"policy":{phrases.policy},"listener":{_text(record.listener)},"source":{source},'
         f'"destination":{destination},"name":{name},"port":{port},{phrases.outcome},"dialed":{dialed},'
         f'"bytes_up":{record.bytes_up},"bytes_down":{record.bytes_down},'
-        f'"duration_ms":{record.duration_ms},"end":"{record.end}","error":{error}{end}}}\n'
+        f'"duration_ms":{round(record.duration_s * 1000)},"end":"{record.end}","error":{error}{end}}}\n'
     )
 
 
@@ -82,10 +85,10 @@ def _learn(decision: Decision | None) -> _Phrases:
         end += f',"tag":{_encode(decision.settings.tag)}'
     if decision.wall is not None:
         end += f',"wall":{_encode(str(decision.wall))}'
-    full = decision.settings.log == "full"
-    if full:
+    log = decision.settings.log
+    if log == "full":
         end += f',"table":{_encode(decision.table)}'
-    phrases = _Phrases(decision, _encode(decision.policy), outcome, end, full)
+    phrases = _Phrases(decision, _encode(decision.policy), outcome, end, log)
     if decision.destination is None:
         # Made when the table was compiled; one with a destination was made for a single connection.
         if len(_known) >= _MOST_KNOWN:
@@ -95,7 +98,13 @@ def _learn(decision: Decision | None) -> _Phrases:
 
 
 _known: dict[int, _Phrases] = {}
-_UNDECIDED = _Phrases(None, "null", '"outcome":null,"route":null,"upstream":null', "", full=False)
+_UNDECIDED = _Phrases(None, "null", '"outcome":null,"route":null,"upstream":null', "", "end")
+
+
+def _endpoint(endpoint: Endpoint) -> str:
+    host, port = endpoint
+    text = address_text(host) if isinstance(host, bytes) else host
+    return f'"[{text}]:{port}"' if ":" in text else f'"{text}:{port}"'
 
 
 @functools.cache
