@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_CAME_BACK = "a connection of our own came back to us"
+
 _END_OF = {Failure.TIMEOUT: End.TIMEOUT, Failure.ERROR: End.ERROR, Failure.DENIED: End.DENIED}
 """What a failed dial is logged as; every other failure is a refusal"""
 
@@ -103,7 +105,7 @@ class Connection(Flow):
         """Find out where the client wants to go: at once, or by asking it."""
         acceptor = self.acceptor
         if acceptor.is_unix and is_our_own(self.client):
-            self.cut(End.ERROR, "a connection of our own came back to us")
+            self.cut(End.ERROR, _CAME_BACK)
             return
         if acceptor.session is not None:
             self.handshake = handshake = Handshake(self, acceptor.session(acceptor.users))
@@ -123,6 +125,9 @@ class Connection(Flow):
 
     def await_header(self, announcer: Announcer) -> None:
         """Have a PROXY header say first whose connection it is: the address so far is the sender's."""
+        if self.acceptor.is_unix and is_our_own(self.client):
+            self.cut(End.ERROR, _CAME_BACK)
+            return
         handshake = self.handshake = Handshake(self, announcer.session())
         handshake.source = sender = endpoint_of(self.acceptor.family, self.address)
         # Nobody's share is used up before it is known whose it is.
