@@ -55,6 +55,25 @@ def test_turns_come_in_time() -> None:
     run(scene)
 
 
+def test_a_turn_that_is_put_off_again_and_again_comes_at_the_last_of_these_times() -> None:
+    async def scene(wheel: Wheel, loop: asyncio.AbstractEventLoop) -> None:
+        late, early = Waiting(), Waiting()
+        begin = loop.time()
+        for step in range(1, 9):
+            wheel.set(late, begin + 0.03 * step)
+        wheel.set(early, begin + 5)
+        wheel.set(early, begin + 0.05)
+        assert len(wheel) == 2
+        await asyncio.sleep(0.15)
+        assert (len(late.came), len(early.came)) == (0, 1)
+        await asyncio.sleep(0.2)
+        assert len(late.came) == 1
+        assert late.came[0] >= begin + 0.24
+        assert len(wheel) == 0
+
+    run(scene)
+
+
 def test_a_time_that_has_passed_comes_with_the_next_tick() -> None:
     async def scene(wheel: Wheel, loop: asyncio.AbstractEventLoop) -> None:
         who = Waiting()
