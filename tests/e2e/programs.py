@@ -1,4 +1,4 @@
-"""Real programs as the relay's neighbours: sshd and `ssh -D`, dante, tinyproxy, nginx."""
+"""Real programs as the relay's neighbours: sshd and `ssh -D`, dante, tinyproxy, nginx, HAProxy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import getpass
 import os
 import shutil
 import subprocess
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.e2e.rig import Namespace, Program
@@ -124,3 +126,21 @@ def nginx(folder: Path, *paths: str) -> Program:
     binary = find("nginx")
     assert binary is not None
     return Program([binary, "-c", str(config), "-p", str(folder), "-e", "stderr"])
+
+
+def haproxy(
+    folder: Path, netns: Namespace, sections: str, *ports: int, pass_fds: Sequence[int] = ()
+) -> Program:
+    """A real HAProxy in TCP mode with these sections, ready on `ports`."""
+    config = folder / "haproxy.cfg"
+    config.write_text(
+        "global\n    maxconn 100\n    nbthread 1\n    stats timeout 5s\n"
+        "defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 20s\n    timeout server 20s\n"
+        + textwrap.dedent(sections)
+    )
+    binary = find("haproxy")
+    assert binary is not None
+    program = Program([binary, "-db", "-f", str(config)], netns, pass_fds=pass_fds)
+    for port in ports:
+        program.wait_listening(port)
+    return program

@@ -33,7 +33,7 @@ def w(text: str, *, quoted: bool = False) -> ast.Word:
 _PLAIN = "abcdefghijklmnopqrstuvwxyz0123456789./:[]*%_;'!?é漢"
 _KEYWORDS = frozenset(
     "include set upstream listen dns table forbid match expect port from on rewrite to nat64 then direct"
-    " deny via unix lookup not with file".split()
+    " deny via unix socketbox lookup not with file".split()
 )
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,6}(-[a-z0-9]{1,3})?", fullmatch=True).filter(
@@ -90,7 +90,7 @@ deliver = st.one_of(
     st.builds(
         ast.Deliver, st.just("via"), st.lists(plain, min_size=1, max_size=2).map(tuple), st.just(NOWHERE)
     ),
-    st.builds(ast.Deliver, st.just("to unix"), st.tuples(quoted), st.just(NOWHERE)),
+    st.builds(ast.Deliver, st.sampled_from(("to unix", "to socketbox")), st.tuples(quoted), st.just(NOWHERE)),
     st.builds(ast.Deliver, st.just("lookup"), st.tuples(name), st.just(NOWHERE)),
 )
 part = st.builds(

@@ -16,12 +16,14 @@ from urelay.net.address import Endpoint, Prefix
 from urelay.policy import allow, unserved
 from urelay.policy.check import check_file
 from urelay.policy.model import (
+    AcceptProxy,
     Action,
     Deny,
     DenyHow,
     Destinations,
     Direct,
     FromNat64,
+    HeaderTarget,
     Listener,
     Login,
     Lookup,
@@ -217,6 +219,30 @@ def test_a_namespace_may_be_a_path(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("transparent fd 3 { accept-proxy from 10.0.0.0/8 }", AcceptProxy((NET10,))),
+        (
+            "redirect fd 3 { accept-proxy from @private as address }",
+            AcceptProxy((NET10,), HeaderTarget.ADDRESS),
+        ),
+        ("socks fd 3 { accept-proxy from 10.0.0.0/8 as name }", AcceptProxy((NET10,))),
+        ('transparent unix "/run/x" { accept-proxy }', AcceptProxy(())),
+        ('transparent unix "/run/x" { accept-proxy as inner }', AcceptProxy((), HeaderTarget.INNER)),
+        ('transparent socketbox "/run/x" { accept-proxy }', AcceptProxy(())),
+        ('transparent socketbox "/run/x" { accept-proxy from 10.0.0.0/8 }', AcceptProxy((NET10,))),
+    ],
+)
+def test_headers_of_a_listener(tmp_path: Path, text: str, expected: AcceptProxy) -> None:
+    policy = sound(tmp_path, f"set private = 10.0.0.0/8\nlisten lan = {text}\nmatch @private -> direct\n")
+    assert policy.listeners["lan"].accept_proxy == expected
+
+
+def test_a_listener_without_headers(tmp_path: Path) -> None:
+    assert listener(tmp_path, "transparent fd 3").accept_proxy is None
+
+
 def test_a_forwarder_has_its_destination(tmp_path: Path) -> None:
     lan = listener(tmp_path, "forward 127.0.0.1:2525 to mail:25")
     assert lan.to == Endpoint("mail", 25)
@@ -256,6 +282,7 @@ def test_walls_and_tables(tmp_path: Path) -> None:
         ("any -> via wg", {"outcome": Outcome.VIA, "upstream": "wg"}),
         ("any table guests -> deny", {"table": "guests"}),
         ('any -> to unix "/run/{port}"', {"outcome": Outcome.UNIX, "template": "/run/{port}"}),
+        ('any -> to socketbox "/run/#//P_"', {"outcome": Outcome.SOCKETBOX, "template": "/run/#//P_"}),
         (
             "8.8.8.8:53 -> direct to [64:ff9b::808:808]:53",
             {"destination": Endpoint((0x0064FF9B << 96 | 0x08080808).to_bytes(16), 53)},

@@ -8,6 +8,7 @@ import pytest
 
 from tests.policy.policies import checked, codes, sound
 from urelay.net.address import Endpoint, Prefix
+from urelay.policy.model import AcceptProxy
 from urelay.policy.options import CLASHES, NEEDS, OPTIONS, Option, Owner, options_of
 from urelay.policy.values import Forward, HealthCheck
 
@@ -115,7 +116,7 @@ def test_values_have_the_types_the_table_promises(tmp_path: Path) -> None:
     assert ups["web"] == {"tls": True, "server-name": "proxy.example", "ca": str(tmp_path / "ca.pem")}
     assert {name: setting.value for name, setting in policy.listeners["lan"].options.items()} == {
         "sniff": ("tls", "http"),
-        "accept-proxy": (Prefix(4, 0xC0000200, 28),),
+        "accept-proxy": AcceptProxy((Prefix(4, 0xC0000200, 28),)),
         "limit": 200,
     }
     assert {name: setting.value for name, setting in policy.dns["lan"].options.items()} == {

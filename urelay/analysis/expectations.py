@@ -154,8 +154,8 @@ def _kept(expectation: Expectation, decision: Decision) -> bool:
             return decision.outcome is Outcome.DENY and decision.deny_how is expectation.deny_how
         case Outcome.VIA:
             return decision.outcome is Outcome.VIA and decision.upstream == expectation.upstream
-        case Outcome.UNIX:
-            return decision.outcome is Outcome.UNIX and decision.template == expectation.template
+        case Outcome.UNIX | Outcome.SOCKETBOX as outcome:
+            return decision.outcome is outcome and decision.template == expectation.template
     return decision.outcome is expectation.outcome
 
 
@@ -294,8 +294,8 @@ def _wrong(expectation: Expectation, *, plural: bool) -> str:
             where = f"direct{to}"
         case Outcome.VIA:
             where = f"via {expectation.upstream}{to}"
-        case Outcome.UNIX:
-            where = f'to unix "{expectation.template}"'
+        case Outcome.UNIX | Outcome.SOCKETBOX as outcome:
+            where = f'to {outcome} "{expectation.template}"'
     return f"{goes} {where}" if expectation.negated else f"{does_not} go {where}"
 
 

@@ -28,6 +28,7 @@ from urelay.policy.check import Connection, Question
 from urelay.policy.model import (
     ALL_PORTS,
     MAIN,
+    TO_PATHS,
     NameKind,
     NamePattern,
     Outcome,
@@ -69,7 +70,7 @@ def answer(table: Table, connection: Connection, asked: str | None = None) -> Js
     decision = decide(table, connection)
     why = decision.why
     destination: str | None = str(decision.destination)
-    if decision.outcome is Outcome.UNIX:
+    if decision.outcome in TO_PATHS:
         try:
             destination = unix_path(decision, connection)
         except AddressError as error:

@@ -15,13 +15,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from urelay import __version__
-from urelay.cli import capture, check, explain, serve
+from urelay.cli import capture, check, explain, import_, serve
 from urelay.errors import PolicyError, StartError, UrelayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-COMMANDS = (check, explain, serve, capture)
+COMMANDS = (check, explain, serve, capture, import_)
 
 _INTERRUPTED = 130
 """What a shell reports for a program that ctrl-c ended"""
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"urelay {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        name = command.__name__.rpartition(".")[2]
+        name = command.__name__.rpartition(".")[2].rstrip("_")
         one = commands.add_parser(
             name,
             help=command.SUMMARY,

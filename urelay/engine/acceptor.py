@@ -24,6 +24,7 @@ from collections.abc import Callable
 from socket import SocketType
 from typing import TYPE_CHECKING, Protocol
 
+from urelay.engine.announced import Announcer
 from urelay.engine.ends import own_end
 from urelay.engine.redirected import original_destination
 from urelay.engine.session import SESSIONS
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from urelay.policy.model import Listener
     from urelay.protocols.users import Users
 
-_ROOM_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+ROOM_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""The kernel has no room for another client"""
 _GONE_ERRORS = frozenset((errno.ECONNABORTED, errno.EPROTO, errno.EPERM))
 """One client left, or a firewall took it: the next may be fine (accept(2), "Error handling")"""
 
@@ -65,8 +67,8 @@ class Acceptor:
     """One listener at work."""
 
     __slots__ = (
-        "_batch", "_host", "_poller", "_shared", "family", "idle_s", "is_unix", "name", "per_source",
-        "reads_destination", "session", "sock", "to", "users",
+        "_batch", "_host", "_poller", "_shared", "announcer", "family", "idle_s", "is_unix", "name",
+        "per_source", "reads_destination", "session", "sock", "to", "users",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +95,9 @@ class Acceptor:
         """Where all clients want to go that are not asked; None: the socket tells"""
         self.reads_destination = READS_DESTINATION.get(listener.kind, own_end)
         """Reads it off a client's socket otherwise; None if that knows none. Raises OSError"""
+        accept = listener.accept_proxy
+        self.announcer = None if accept is None else Announcer(accept, self.to, self.session, users)
+        """Of a listener whose clients are announced by PROXY headers"""
         self.sock = sock
         self.users = users
         self.idle_s = idle_s
@@ -152,7 +157,7 @@ class Acceptor:
             except OSError as error:
                 if error.errno in _GONE_ERRORS:
                     continue
-                if error.errno in _ROOM_ERRORS:
+                if error.errno in ROOM_ERRORS:
                     host.out_of_room(error)
                     return
                 raise

@@ -30,26 +30,30 @@ from socket import SocketType
 from typing import TYPE_CHECKING
 
 from urelay.engine.connect import FAILURES
-from urelay.engine.dial import Asked, Denied, Dialed
-from urelay.engine.ends import endpoint_of, kernel_text, own_end, packed
+from urelay.engine.dial import Asked, Denied, Dialed, unix_path
+from urelay.engine.ends import endpoint_of, kernel_text, own_end, packed, sockaddr
 from urelay.engine.flow import Flow
+from urelay.engine.hand_over import hand_over, sender_to
 from urelay.engine.handshake import GONE, Handshake
 from urelay.engine.loops import is_our_own
 from urelay.engine.record import End, Record
 from urelay.engine.session import DIRECT_SESSION, Dial, HandOver, Hold, Refuse, Session
 from urelay.engine.shortcut import Asking, Shortcut
 from urelay.engine.tcp import reset_on_close
-from urelay.errors import DialError, Failure
+from urelay.errors import AddressError, DialError, Failure
 from urelay.net.address import Address, Endpoint
 from urelay.policy.model import Outcome
 
 if TYPE_CHECKING:
     from urelay.engine.acceptor import Acceptor
+    from urelay.engine.announced import Announcer
     from urelay.engine.relay import Relay
     from urelay.policy.model import RouteSettings
     from urelay.table.decision import Decision
 
 log = logging.getLogger(__name__)
+
+_CAME_BACK = "a connection of our own came back to us"
 
 _END_OF = {Failure.TIMEOUT: End.TIMEOUT, Failure.ERROR: End.ERROR, Failure.DENIED: End.DENIED}
 """What a failed dial is logged as; every other failure is a refusal"""
@@ -101,11 +105,11 @@ class Connection(Flow):
         """Find out where the client wants to go: at once, or by asking it."""
         acceptor = self.acceptor
         if acceptor.is_unix and is_our_own(self.client):
-            self.cut(End.ERROR, "a connection of our own came back to us")
+            self.cut(End.ERROR, _CAME_BACK)
             return
         if acceptor.session is not None:
             self.handshake = handshake = Handshake(self, acceptor.session(acceptor.users))
-            handshake.ask()
+            handshake.ask(self.relay.limits.handshake_s)
             return
         asked = acceptor.to
         if asked is None:
@@ -118,6 +122,31 @@ class Connection(Flow):
             self.cut(End.ERROR, "its socket does not tell where it wants to go")
         else:
             self.decide(asked)
+
+    def await_header(self, announcer: Announcer) -> None:
+        """Have a PROXY header say first whose connection it is: the address so far is the sender's."""
+        if self.acceptor.is_unix and is_our_own(self.client):
+            self.cut(End.ERROR, _CAME_BACK)
+            return
+        handshake = self.handshake = Handshake(self, announcer.session())
+        handshake.source = sender = endpoint_of(self.acceptor.family, self.address)
+        # Nobody's share is used up before it is known whose it is.
+        self.address = None
+        if announcer.believes(sender):
+            handshake.ask(self.relay.limits.header_s)
+        else:
+            self.cut(End.DENIED, f"PROXY headers of {sender} are not believed")
+
+    def announce(self, source: Endpoint | None) -> bool:
+        """It is `source`'s, or the sender's own if that is None; whether it may go on."""
+        handshake = self.handshake
+        assert handshake is not None
+        if source is not None:
+            handshake.source = source
+        if handshake.source is None:
+            return True
+        _, self.address = sockaddr(handshake.source)
+        return self.relay.enter(self)
 
     def turn_away(self, most: int) -> None:
         """Its address has as many connections as it may."""
@@ -150,7 +179,9 @@ class Connection(Flow):
         if self._state is _FLOWING:
             super().on_timer(now)
         elif self._state is _HANDSHAKE:
-            self.cut(End.TIMEOUT, f"no complete request in {self.relay.limits.handshake_s:g} s")
+            handshake = self.handshake
+            assert handshake is not None
+            self.cut(End.TIMEOUT, f"no {handshake.session.waits_for} in {handshake.patience_s:g} s")
         elif self._state is _HELD:
             self.ended(End.DENIED, _why_denied(self.decision))
             self.relay.poller.retire(self.client)
@@ -204,12 +235,16 @@ class Connection(Flow):
         command = self._session.decided(decision)
         match command:
             case Dial():
-                if self._is_within(decision.settings):
-                    shortcut = None if decision.needs_address else self._find_shortcut(decision)
-                    if shortcut is None:
-                        self._dial_in_a_task(decision)
-                    else:
-                        self._take(shortcut)
+                if not self._is_within(decision.settings):
+                    return
+                if decision.outcome is Outcome.SOCKETBOX:
+                    self._give_away(decision)
+                    return
+                shortcut = None if decision.needs_address else self._find_shortcut(decision)
+                if shortcut is None:
+                    self._dial_in_a_task(decision)
+                else:
+                    self._take(shortcut)
             case Hold():
                 self._hold()
             case Refuse():
@@ -392,6 +427,48 @@ class Connection(Flow):
         assert target is not None
         return target
 
+    # --- no way out, but another owner
+
+    def _give_away(self, decision: Decision) -> None:
+        """Hand the client itself over, after the answer it may wait for."""
+        assert self.asked is not None
+        handshake = self._own_handshake()
+        command = handshake.session.dialed(None)
+        assert isinstance(command, HandOver)
+        whom = Asked(self.asked, self._source, self.acceptor.name)
+        try:
+            path = unix_path(decision, decision.destination or self.asked, whom)
+            self._tried((path,))
+            if command.early:
+                raise DialError(Failure.ERROR, f"{path}: the client sent more than its request already")
+            sender = sender_to(path)
+            own = self.relay.own_box(sender.getpeername())
+            if own is not None:
+                sender.close()
+                raise DialError(Failure.REFUSED, f"{path} is our own listener `{own}`")
+        except AddressError as error:
+            self._fail(Failure.HOST_UNREACHABLE, str(error))
+            return
+        except DialError as error:
+            self._fail(error.failure, str(error))
+            return
+        with sender:
+            if handshake.watched:
+                # Now: closing our descriptor will not make the kernel forget a socket others have.
+                self.relay.poller.remove(self.client)
+                handshake.watched = False
+            if not handshake.send(command.reply):
+                self.cut(End.RESET, "the client takes no reply")
+                return
+            try:
+                hand_over(sender, self.client)
+            except OSError as error:
+                self.cut(End.ERROR, f"{path}: {_words(error.errno)}")
+                return
+        self._dialed = path
+        self.ended(End.EOF, None)
+        self.relay.poller.retire(self.client)
+
     # --- the long way out
 
     def _dial_in_a_task(self, decision: Decision) -> None:
@@ -406,7 +483,7 @@ class Connection(Flow):
         """Cancelled when the client leaves."""
         try:
             judge = self.relay.judge(self._table)
-            whom = Asked(asked, self._source, self.acceptor.name)
+            whom = Asked(asked, self._source, self.acceptor.name, self.peer)
             dialed = await self._dialer.dial(judge, decision, whom, self.relay.own)
         except Denied as denied:
             self._conclude(denied.decision)

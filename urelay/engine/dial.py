@@ -25,6 +25,7 @@ from urelay.engine.groups import Bearer
 from urelay.engine.health import Condition
 from urelay.engine.logins import Logins
 from urelay.engine.loops import OwnListeners
+from urelay.engine.preface import Caller
 from urelay.engine.resolve import Resolver
 from urelay.engine.session import FAILURE_OF
 from urelay.errors import AddressError, Blame, DialError, Failure
@@ -46,6 +47,8 @@ class Asked:
     destination: Endpoint
     source: Address | None
     listener: str
+    client: Endpoint | None = None
+    """Its whole address, for whoever is told about it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class _Goal(NamedTuple):
 
 _NO_LISTENERS = OwnListeners()
 _NOBODY = Bearer(None, b"")
+_NO_CALLER = Caller(None, Endpoint(bytes(4), 0))
 """On whose behalf a check is made"""
 
 
@@ -161,7 +165,7 @@ class Dialer:
         gear, upstreams, name_takers = self._gear, table.policy.upstreams, table.name_takers
 
         def new_ways() -> Ways:
-            return self._ways(gear, upstreams, name_takers, own, _NOBODY)
+            return self._ways(gear, upstreams, name_takers, own, _NOBODY, _NO_CALLER)
 
         return Checks(upstreams, gear.conditions, new_ways, self._resolver, self._timeouts.total_s)
 
@@ -177,7 +181,8 @@ class Dialer:
         assert task is not None
         cancels = task.cancelling()
         bearer = Bearer(asked.source, asked.destination.host)
-        ways = self._ways(self._gear, table.policy.upstreams, table.name_takers, own, bearer)
+        caller = Caller(asked.client, asked.destination)
+        ways = self._ways(self._gear, table.policy.upstreams, table.name_takers, own, bearer, caller)
         dial = _Dial(self, table, asked, ways)
         try:
             async with asyncio.timeout(self._timeouts.total_s):

@@ -31,10 +31,9 @@ def packed(text: str) -> Address:
 
 
 def endpoint_of(family: int, address: object) -> Endpoint | None:
-    """A socket address of the kernel's, unmapped; None on a unix socket."""
-    if family not in (_INET, _INET6):
+    """A socket address of the kernel's, unmapped; None on a unix socket, and for what came by one."""
+    if family not in (_INET, _INET6) or not isinstance(address, tuple):
         return None
-    assert isinstance(address, tuple)
     return Endpoint(packed(address[0]), address[1])
 
 

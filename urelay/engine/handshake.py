@@ -10,7 +10,7 @@ import select
 from typing import TYPE_CHECKING
 
 from urelay.engine.record import End
-from urelay.engine.session import Ask, Command, Refuse, Reply, Session
+from urelay.engine.session import Announced, Ask, Command, Refuse, Reply, Session
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,6 +28,7 @@ class Handshake:
     __slots__ = (
         "_connection",
         "asking",
+        "patience_s",
         "quota",
         "session",
         "source",
@@ -43,6 +44,8 @@ class Handshake:
         self.session = session
         self.asking = False
         """Whether the client has yet to say where it wants to go"""
+        self.patience_s = 0.0
+        """How long it may take, from its first moment on"""
         self.watched = False
         self.told = 0
         """The events its socket has reported so far"""
@@ -55,13 +58,12 @@ class Handshake:
         self.quota: Sources | None = None
         """Where this connection is counted, if its route has a limit"""
 
-    def ask(self) -> None:
+    def ask(self, patience_s: float) -> None:
         """Listen to the client until it has said where it wants to go, or its time is over."""
         connection = self._connection
-        relay = connection.relay
         self.asking = True
-        relay.handshaking[connection] = None
-        relay.wheel.set(connection, connection.started + relay.limits.handshake_s)
+        connection.relay.handshaking[connection] = None
+        self._wait(patience_s)
         self.watch()
 
     def watch(self) -> None:
@@ -89,6 +91,11 @@ class Handshake:
         except OSError:
             return False
 
+    def _wait(self, patience_s: float) -> None:
+        self.patience_s = patience_s
+        connection = self._connection
+        connection.relay.wheel.set(connection, connection.started + patience_s)
+
     def _receive(self) -> None:
         connection = self._connection
         limit = connection.relay.limits.handshake_bytes
@@ -101,7 +108,7 @@ class Handshake:
                 connection.leave()
                 return
             if not data:
-                connection.cut(End.EOF, "the client left before its request was complete")
+                connection.cut(End.EOF, f"the client left without a {self.session.waits_for}")
                 return
             self._obey(self.session.receive(data))
 
@@ -117,9 +124,13 @@ class Handshake:
                     return
                 self.asking = False
                 self.user = command.user
-                self.source = command.source
                 connection.relay.handshaking.pop(connection, None)
                 connection.decide(command.destination)
+            case Announced():
+                self.session = command.session
+                if connection.announce(command.source):
+                    self._wait(connection.relay.limits.handshake_s)
+                    self._obey(command.then)
             case Refuse():
                 connection.refuse(command, End.ERROR, command.error)
             case _:

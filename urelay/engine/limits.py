@@ -26,6 +26,8 @@ class Limits:
 
     handshake_s: float = 10.0
     """Absolute, from accept to a complete request; a client that trickles gains nothing"""
+    header_s: float = 5.0
+    """For the PROXY header, where one comes first; its sender has it ready"""
     connect_s: float = 10.0
     """For an address dialled directly; what a Dialer does has timeouts of its own"""
     idle_transparent_s: float = 7500.0
@@ -83,7 +85,7 @@ class Limits:
     def tick_s(self) -> float:
         """The grain of the timers: a second, or a quarter of the shortest timeout."""
         timeouts = (
-            self.handshake_s, self.connect_s, self.idle_transparent_s, self.idle_s,
+            self.handshake_s, self.header_s, self.connect_s, self.idle_transparent_s, self.idle_s,
             self.half_closed_s, self.stalled_s, self.reset_drain_s, self.farewell_s, self.unheard_s,
         )  # fmt: skip
         return max(0.01, min(1.0, min(t for t in timeouts if t > 0) / 4))

@@ -92,7 +92,7 @@ class OwnListeners:
         self._note_ports()
 
     def _note_ports(self) -> None:
-        self.ports = frozenset(self._places.get(None, {}))
+        self.ports = frozenset(self._places.get(None, ()))
 
     def leads_back(self, host: Address, port: int, probe: Probe | None = None) -> str | None:
         """The name of the listener that a connection to this address would reach, or None.

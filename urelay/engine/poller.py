@@ -89,6 +89,8 @@ class Poller(selectors.BaseSelector):
         self._again: deque[Resumable] = deque()
         self._last: list[Last] = []
         self._retired: list[SocketType] = []
+        self._shared: set[int] = set()
+        """Sockets of which another process may hold a descriptor too"""
         self._in_batch = False
         self._asyncio = selectors.EpollSelector()
         self._epoll.register(self._asyncio.fileno(), select.EPOLLIN)
@@ -115,13 +117,27 @@ class Poller(selectors.BaseSelector):
         """Whether `sock` is watched."""
         return sock.fileno() in self._handlers
 
+    def share(self, sock: SocketType) -> None:
+        """Another process may have `sock` too, so closing it will not make the kernel forget it."""
+        self._shared.add(sock.fileno())
+
     def retire(self, sock: SocketType) -> None:
         """Forget and close `sock`: at the end of the batch, or now if there is none."""
-        self._handlers.pop(sock.fileno(), None)
+        watched = self._handlers.pop(sock.fileno(), None) is not None
+        if self._shared:
+            self._forget_shared(sock.fileno(), watched)
         if self._in_batch:
             self._retired.append(sock)
         else:
             sock.close()
+
+    def _forget_shared(self, fd: int, watched: bool) -> None:
+        # epoll forgets a socket with its last descriptor, and would report this one under a number
+        # that is somebody else's by then.
+        if fd in self._shared:
+            self._shared.discard(fd)
+            if watched:
+                self._epoll.unregister(fd)
 
     def again(self, who: Resumable) -> None:
         """Give `who` another turn, after everybody who is ready now."""

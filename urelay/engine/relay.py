@@ -25,10 +25,12 @@ from urelay.engine.limits import Limits
 from urelay.engine.loops import CarefulJudge, OwnListeners, first_ephemeral_port
 from urelay.engine.poller import running_poller
 from urelay.engine.pump import Pump
+from urelay.engine.receiver import Receiver
 from urelay.engine.record import End, Record
 from urelay.engine.sources import Sources
 from urelay.engine.stats import Stats
 from urelay.engine.timers import Wheel
+from urelay.policy.model import PlaceKind
 
 if TYPE_CHECKING:
     from urelay.engine.dial import Dialer, Judge
@@ -96,7 +98,9 @@ class Relay:
     # --- listeners
 
     def add_listener(self, listener: Listener, sock: SocketType, users: Users | None = None) -> None:
-        """Accept clients of `sock`, which is listening and becomes the relay's own.
+        """Accept clients of `sock`, which becomes the relay's own.
+
+        It is listening, or bound and brings descriptors, if the listener's place is a socketbox.
 
         `users`: who may log in, where clients are asked; None lets everybody in. One listener may have
         several sockets: each is added by a call of its own.
@@ -104,7 +108,8 @@ class Relay:
         idle_s = listener.idle_timeout_s
         if idle_s is None:
             idle_s = self.limits.idle_for(listener.kind)
-        acceptor = Acceptor(
+        kind = Receiver if listener.place.kind is PlaceKind.SOCKETBOX else Acceptor
+        acceptor = kind(
             self, self.poller, listener, sock, users, idle_s, self.limits.accept_batch,
             listener.limit_per_source or self.limits.per_source, self._shared,
         )  # fmt: skip
@@ -146,15 +151,28 @@ class Relay:
         connection = Connection(self, acceptor, client, address, next(self._ids))
         self._connections.add(connection)
         try:
-            if self._sources.enter(address, acceptor.per_source):
+            if acceptor.announcer is not None:
+                connection.await_header(acceptor.announcer)
+            elif self.enter(connection):
                 connection.begin()
-            else:
-                connection.turn_away(acceptor.per_source)
         except Exception:
             log.exception("a connection failed for a reason nobody foresaw")
             connection.on_crash()
         if len(self.handshaking) > self.limits.max_handshakes:
             next(iter(self.handshaking)).evict()
+
+    def enter(self, connection: Connection) -> bool:
+        """Count a connection as its address's; one too many is turned away, and this says False."""
+        most = connection.acceptor.per_source
+        if self._sources.enter(connection.address, most):
+            return True
+        connection.turn_away(most)
+        return False
+
+    def own_box(self, address: object) -> str | None:
+        """The name of the listener that is handed clients at a unix socket's address, if it is ours."""
+        boxes = (one for one in self._acceptors if isinstance(one, Receiver))
+        return next((box.name for box in boxes if box.sock.getsockname() == address), None)
 
     def out_of_room(self, error: OSError) -> None:
         """No descriptor or no memory: accept nobody for a moment, and let go of the reserve."""

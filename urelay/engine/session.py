@@ -9,6 +9,8 @@ a connection may go. Two kinds exist, by how the client says where it wants to g
     http                     in its request            403 and why, 502, 504; 407
     mixed                    as socks or as http       as the one it chose
 
+A client of either kind may have to be announced first (urelay.engine.announced).
+
 The steps, told in this order: `receive` until it answers Ask; `decided`; `dialed` or `failed`.
 A refusal is the last word: after it the client is only let go.
 """
@@ -47,6 +49,16 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Announced:
+    """The client's connection is `source`'s, and `session` goes on with it: obey `then`."""
+
+    source: Endpoint | None
+    """None: the client spoke for itself"""
+    session: Session
+    then: Command
+
+
+@dataclass(frozen=True, slots=True)
 class Dial:
     """Open the way out, then tell `dialed` or `failed`."""
 
@@ -73,7 +85,7 @@ class HandOver:
     early: bytes = b""
 
 
-Command: TypeAlias = Reply | Ask | Dial | Hold | Refuse | HandOver
+Command: TypeAlias = "Reply | Ask | Announced | Dial | Hold | Refuse | HandOver"
 
 DIAL = Dial()
 HOLD = Hold()
@@ -97,6 +109,9 @@ class Session:
 
     tells_bound = False
     """Whether the client is told the relay's own end of the way out"""
+
+    waits_for = "complete request"
+    """What the client owes while it is listened to"""
 
     def receive(self, data: bytes) -> Command:
         """The client sent `data`: answers Reply, Ask or Refuse."""

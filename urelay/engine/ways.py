@@ -29,6 +29,7 @@ from urelay.engine.groups import Bearer, candidates, nobody_got_through
 from urelay.engine.health import Condition
 from urelay.engine.logins import Logins
 from urelay.engine.loops import OwnListeners
+from urelay.engine.preface import Caller, announce
 from urelay.engine.resolve import Resolver
 from urelay.errors import Blame, DialError, Failure, StartError
 from urelay.net.address import Endpoint, host_text
@@ -96,6 +97,7 @@ class Ways:
         name_takers: frozenset[str],
         own: OwnListeners,
         bearer: Bearer,
+        caller: Caller,
     ) -> None:
         """Inside an event loop: the time that the timeouts allow begins now."""
         self._gear = gear
@@ -103,6 +105,7 @@ class Ways:
         self._name_takers = name_takers
         self._own = own
         self._bearer = bearer
+        self._caller = caller
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + gear.timeouts.total_s
         self.tries: list[str] = []
@@ -129,6 +132,8 @@ class Ways:
                 targets = departure.fitting(targets)
             targets = self._not_ours(targets, departure)
             sock, far = await self._connect(targets, upstream, departure)
+            if upstream is not None:
+                await announce(sock, upstream, self._caller, far)
         except DialError as error:
             whose = "" if upstream is None else f"upstream `{upstream.name}`: "
             blame = _BLAME_OF.get(error.failure, Blame.WAY)
@@ -223,6 +228,7 @@ class Ways:
         """A socket at whose other end `proxy` is, what it is connected to itself, and what was read of it."""
         try:
             sock, dialed, early = await self._reach_plainly(proxy)
+            await announce(sock, proxy, self._caller)
             if proxy.tls:
                 # On a unix socket there is no name but the one its options give.
                 name = host_text(proxy.endpoint.host) if proxy.endpoint is not None else ""

@@ -103,11 +103,12 @@ class Deliver:
     """What happens to the connection: a verb and its words.
 
     verb        words
-    direct      none
-    deny        none, or one of: refused host-unreachable net-unreachable ttl-expired silently
-    via         NAME; or KIND HOST:PORT (`socks5 10.0.0.8:1080`)
-    to unix     the quoted path
-    lookup      TABLE
+    direct        none
+    deny          none, or one of: refused host-unreachable net-unreachable ttl-expired silently
+    via           NAME; or KIND HOST:PORT (`socks5 10.0.0.8:1080`)
+    to unix       the quoted path
+    to socketbox  the quoted path
+    lookup        TABLE
     """
 
     verb: str

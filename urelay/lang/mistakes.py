@@ -40,7 +40,7 @@ _NOUNS = {
 _NAMES = frozenset({"SET", "UPSTREAM", "LISTEN", "DNS", "TABLE", "ON", "VIA", "LOOKUP"})
 _VALUES = frozenset({"MATCH", "FORBID", "EXPECT", "PORT", "FROM"})
 _NOT_VALUES = frozenset({"port", "from", "on", "table", "then", "with"})
-_HARMLESS = frozenset({"nat64", "unix", "file"})
+_HARMLESS = frozenset({"nat64", "unix", "socketbox", "file"})
 """Keywords only in places where no name can stand: `set nat64 = …` is fine."""
 
 _ACTIONS = frozenset({"direct", "deny", "via", "to", "lookup", "rewrite", "not"})

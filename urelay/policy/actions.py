@@ -66,6 +66,8 @@ def resolve_deliver(node: ast.Deliver, scope: Scope, origin: Origin) -> Deliver:
             return Via(_upstream(node, scope, origin))
         case "to unix":
             return Unix(read_template(node.words[0]))
+        case "to socketbox":
+            return Unix(read_template(node.words[0]), Outcome.SOCKETBOX)
         case "lookup":
             return Lookup(scope.table(node.words[0]))
         case verb:
@@ -92,8 +94,8 @@ def resolve_claim(node: ast.Outcome, scope: Scope, origin: Origin) -> Claim:
     match resolve_deliver(node.deliver, scope, origin):
         case Via(upstream):
             return Claim(Outcome.VIA, upstream=upstream, destination=destination)
-        case Unix(template):
-            return Claim(Outcome.UNIX, template=template, destination=destination)
+        case Unix(template, outcome):
+            return Claim(outcome, template=template, destination=destination)
         case Silent():
             claim = Claim(Outcome.SILENT)
         case Deny(how):

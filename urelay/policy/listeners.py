@@ -17,7 +17,16 @@ from urelay.lang.printer import statement_text
 from urelay.lang.source import Span
 from urelay.net.address import Endpoint, printable
 from urelay.policy.flaws import Findings, flaw, read_word, unknown
-from urelay.policy.model import DnsService, Listener, ListenerKind, Place, PlaceKind, Setting
+from urelay.policy.model import (
+    AcceptProxy,
+    DnsService,
+    HeaderTarget,
+    Listener,
+    ListenerKind,
+    Place,
+    PlaceKind,
+    Setting,
+)
 from urelay.policy.options import Owner
 from urelay.policy.paths import read_socket_path
 from urelay.policy.scope import Scope
@@ -28,6 +37,7 @@ _KINDS = tuple(kind.value for kind in ListenerKind)
 _ASKED_FOR_ANYTHING = (ListenerKind.SOCKS, ListenerKind.HTTP, ListenerKind.MIXED)
 _HINT = f"; there are {', '.join(_KINDS)}"
 _BY_LOCAL_ADDRESS = (ListenerKind.TRANSPARENT, ListenerKind.REDIRECT)
+_IN_FILES = (PlaceKind.UNIX, PlaceKind.SOCKETBOX)
 _WILDCARDS = (bytes(4), bytes(16))
 _PLACES = 'ADDR:PORT, fd N, fd env NAME, systemd "NAME", unix "PATH" or socketbox "PATH"'
 _VARIABLE = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
@@ -43,6 +53,7 @@ def resolve_listener(node: ast.ListenDef, scope: Scope) -> Listener:
     place = _place(node.place, node.kind)
     settings, tables = read_options(node.options, Owner.LISTENER, kind, scope)
     _check_place(node, kind, place, settings)
+    _check_header(node, kind, place, settings)
     to = _forwarded_to(node, kind)
     origin = origin_of(node.span, statement_text(node))
     return Listener(node.name.text, kind, place, to, tables, settings, origin, node)
@@ -114,6 +125,27 @@ def _forwarded_to(node: ast.ListenDef, kind: ListenerKind) -> Endpoint | None:
     return None
 
 
+def _check_header(
+    node: ast.ListenDef, kind: ListenerKind, place: Place, settings: Mapping[str, Setting]
+) -> None:
+    """Whose PROXY headers are believed must be said; which destination counts, where there is a choice."""
+    setting = settings.get("accept-proxy")
+    if setting is None or not isinstance(setting.value, AcceptProxy):
+        return
+    option = next(option for option in node.options if option.name.text == "accept-proxy")
+    if not setting.value.senders and place.kind not in _IN_FILES:
+        message = "`accept-proxy` believes whoever it is said to: from ADDRESSES"
+        raise flaw("UR110", message, option.span, "write it like: accept-proxy from 192.0.2.0/28")
+    if setting.value.senders and place.kind is PlaceKind.UNIX:
+        message = "clients of a unix socket have no address: its file's mode says who they are"
+        raise flaw("UR110", message, option.span, "leave out `from` and what follows it")
+    if setting.value.target is not HeaderTarget.NAME and kind not in _BY_LOCAL_ADDRESS:
+        message = (
+            f"`as {setting.value.target}` chooses among destinations, and `{kind}` takes none from the header"
+        )
+        raise flaw("UR110", message, option.span)
+
+
 def _check_place(
     node: ast.ListenDef, kind: ListenerKind, place: Place, settings: Mapping[str, Setting]
 ) -> None:
@@ -123,13 +155,14 @@ def _check_place(
             if name in settings:
                 message = f"`{name}` is for a listener at ADDR:PORT"
                 raise flaw("UR109", message, spans[name])
-    if place.kind is not PlaceKind.UNIX and "mode" in settings:
-        raise flaw("UR109", '`mode` is for a listener at unix "PATH"', spans["mode"])
+    if place.kind not in _IN_FILES and "mode" in settings:
+        message = '`mode` is for a listener at unix "PATH" or socketbox "PATH"'
+        raise flaw("UR109", message, spans["mode"])
     # A PROXY header tells what the socket cannot.
     nowhere = kind in _BY_LOCAL_ADDRESS and "accept-proxy" not in settings
     if place.kind is PlaceKind.UNIX and nowhere:
         message = f"`{kind}` reads the destination off the socket, and a unix socket has none"
-        raise flaw("UR110", message, _place_span(node), "a PROXY header tells: accept-proxy from …")
+        raise flaw("UR110", message, _place_span(node), "a PROXY header tells: accept-proxy")
     if place.endpoint is None or place.endpoint.host not in _WILDCARDS or kind not in _ASKED_FOR_ANYTHING:
         return
     if not settings.keys() & {"users", "open", "netns"}:

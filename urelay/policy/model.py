@@ -90,8 +90,13 @@ class Outcome(enum.StrEnum):
     DIRECT = "direct"
     VIA = "via"
     UNIX = "unix"
+    SOCKETBOX = "socketbox"
     DENY = "deny"
     SILENT = "silent"
+
+
+TO_PATHS = frozenset({Outcome.UNIX, Outcome.SOCKETBOX})
+"""Outcomes at the path of a socket, which stand behind `to` as they are called"""
 
 
 class DenyHow(enum.StrEnum):
@@ -121,6 +126,8 @@ class Unix:
     """Connect to a unix socket; `template` may hold fields (urelay.policy.check verified them)."""
 
     template: str
+    outcome: Outcome = Outcome.UNIX
+    """SOCKETBOX: hand the client's connection itself over to whoever receives there"""
 
 
 @frozen
@@ -291,6 +298,13 @@ class UpstreamKind(enum.StrEnum):
     SPREAD = "spread"
 
 
+class SendProxy(enum.StrEnum):
+    """Which PROXY header an upstream's connections begin with."""
+
+    V1 = "v1"
+    V2 = "v2"
+
+
 @frozen
 class Upstream:
     """A way out with a name. `options` holds what was written; the properties give the defaults."""
@@ -375,6 +389,12 @@ class Upstream:
         return "random" if "random" in self.options else self._of("by", str) or "source"
 
     @property
+    def send_proxy(self) -> SendProxy | None:
+        """The PROXY header its connections begin with; None: they have none."""
+        setting = self.options.get("send-proxy")
+        return SendProxy(setting.value) if setting is not None and isinstance(setting.value, str) else None
+
+    @property
     def takes_names(self) -> bool:
         """Whether a host name is sent as it is (`dns remote`) instead of being resolved here.
 
@@ -423,6 +443,26 @@ class Place:
     text: str | None = None
 
 
+class HeaderTarget(enum.StrEnum):
+    """Which of the destinations a PROXY header may hold is the client's."""
+
+    NAME = "name"
+    """The name in it (TLV 0x02) where there is one, else the address"""
+    ADDRESS = "address"
+    """The address, whatever else it holds"""
+    INNER = "inner"
+    """u-relay's inner one (TLV 0xE0) where there is one, and then the name before its address"""
+
+
+@frozen
+class AcceptProxy:
+    """`accept-proxy from SENDERS as TARGET`: a PROXY header comes first, and is believed from these."""
+
+    senders: tuple[Prefix, ...]
+    """Whose headers are believed, beside those of clients without an address, which came by a file"""
+    target: HeaderTarget = HeaderTarget.NAME
+
+
 @frozen
 class TableChoice:
     """`table T from PREFIX`: which table a listener's clients live in, by the longest source prefix."""
@@ -469,6 +509,12 @@ class Listener:
         """The file of `user:password` lines (RFC 1929), resolved against the policy's folder."""
         setting = self.options.get("users")
         return setting.value if setting is not None and isinstance(setting.value, str) else None
+
+    @property
+    def accept_proxy(self) -> AcceptProxy | None:
+        """The PROXY headers its clients begin with; None: they have none."""
+        setting = self.options.get("accept-proxy")
+        return setting.value if setting is not None and isinstance(setting.value, AcceptProxy) else None
 
     @property
     def limit_per_source(self) -> int | None:

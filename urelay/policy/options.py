@@ -43,7 +43,7 @@ class ValueKind(enum.Enum):
     CHECK = "`ENDPOINT every DURATION`; model.HealthCheck"
     LIMIT = "`N per source`; int"
     TABLE = "`TABLE` or `TABLE from PREFIX`; model.TableChoice, kept in Listener.tables"
-    SENDERS = "`from` addresses; tuple[Prefix, ...]"
+    ACCEPT_PROXY = "`from` addresses, then perhaps `as` and which destination; model.AcceptProxy"
     PREFIX = "exactly one prefix; Prefix"
     FORWARD = "`ENDPOINT` or `ENDPOINT via UPSTREAM`; values.Forward"
 
@@ -107,7 +107,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         _UP, "send-proxy", _V.CHOICE, "send-proxy v2", "announce the client with a PROXY header",
-        kinds=_DIALS, choices=("v1", "v2"), served=False,
+        kinds=_DIALS, choices=("v1", "v2"),
     ),
     Option(
         _UP, "unix", _V.SOCKET, 'unix "/run/proxy.sock"', "the proxy listens on this unix socket",
@@ -155,8 +155,10 @@ OPTIONS: tuple[Option, ...] = (
         kinds=_CAPTURES, choices=("tls", "http"), served=False,
     ),
     Option(
-        _IN, "accept-proxy", _V.SENDERS, "accept-proxy from 192.0.2.0/28",
-        "require a PROXY header, and believe it from these senders only", served=False,
+        _IN, "accept-proxy", _V.ACCEPT_PROXY, "accept-proxy from 192.0.2.0/28",
+        "require a PROXY header, and believe it from these senders only; "
+        "`as` says which of its destinations counts",
+        choices=("name", "address", "inner"),
     ),
     Option(
         _IN, "users", _V.FILE, 'users "users.txt"', "ask for a login: a file of `user:password` lines",

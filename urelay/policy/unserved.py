@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from urelay.lang import ast
 from urelay.lang.diagnostics import Diagnostic, Label, diagnostic
 from urelay.lang.source import Span
-from urelay.policy.model import PlaceKind, Policy
+from urelay.policy.model import Policy
 from urelay.policy.options import Owner, options_of
-
-PLACES = frozenset({PlaceKind.SOCKETBOX})
 
 
 def find(policy: Policy) -> list[Diagnostic]:
@@ -33,8 +31,6 @@ def _in_statement(node: ast.Statement) -> Iterator[tuple[str, Span]]:
         case ast.UpstreamDef():
             yield from _options(node.options, Owner.UPSTREAM, node.kind.text)
         case ast.ListenDef():
-            if node.place[0].text in PLACES:
-                yield f"a listener at `{node.place[0].text}`", node.place[0].span
             yield from _options(node.options, Owner.LISTENER, node.kind.text)
         case ast.DnsDef():
             yield "`dns`", node.name.span

@@ -17,7 +17,7 @@ from urelay.lang.source import Origin, Span
 from urelay.net.address import Endpoint, Prefix, parse_address, parse_name, printable
 from urelay.policy.flaws import closest, flaw, password, read_word
 from urelay.policy.library import beside
-from urelay.policy.model import HealthCheck, Login, Setting, TableChoice
+from urelay.policy.model import AcceptProxy, HeaderTarget, HealthCheck, Login, Setting, TableChoice
 from urelay.policy.options import Option, Owner, ValueKind, options_of
 from urelay.policy.paths import read_socket_path
 from urelay.policy.scope import Scope
@@ -88,7 +88,7 @@ def _wrong(node: ast.Option, option: Option, what: str | None = None) -> Excepti
 
 def _plain(option: Option) -> str:
     """What the option's value is, in the words of the table."""
-    if option.choices:
+    if option.choices and option.value in (ValueKind.CHOICE, ValueKind.CHOICES):
         return " or ".join(f"`{choice}`" for choice in option.choices)
     return option.value.value.partition(";")[0]
 
@@ -242,10 +242,19 @@ def _table(node: ast.Option, option: Option, scope: Scope) -> TableChoice:
     raise _wrong(node, option)
 
 
-def _senders(node: ast.Option, option: Option, scope: Scope) -> tuple[Prefix, ...]:
-    match node.values:
+def _accept_proxy(node: ast.Option, option: Option, scope: Scope) -> AcceptProxy:
+    values, target = node.values, HeaderTarget.NAME
+    match values:
+        case (*others, ast.Word("as", quoted=False), ast.Word() as word):
+            if word.text not in option.choices:
+                choices = ", ".join(f"`{choice}`" for choice in option.choices)
+                raise _wrong(node, option, f"`{option.name} … as` is followed by one of {choices}")
+            values, target = tuple(others), HeaderTarget(word.text)
+    match values:
+        case ():
+            return AcceptProxy((), target)
         case (ast.Word("from", quoted=False), value):
-            return tuple(scope.sets.of_prefixes(value, option.name))
+            return AcceptProxy(tuple(scope.sets.of_prefixes(value, option.name)), target)
     raise _wrong(node, option)
 
 
@@ -292,7 +301,7 @@ _READERS: dict[ValueKind, Callable[[ast.Option, Option, Scope], object]] = {
     ValueKind.CHECK: _check,
     ValueKind.LIMIT: _limit,
     ValueKind.TABLE: _table,
-    ValueKind.SENDERS: _senders,
+    ValueKind.ACCEPT_PROXY: _accept_proxy,
     ValueKind.PREFIX: _prefix,
     ValueKind.FORWARD: _forward,
 }

@@ -24,7 +24,7 @@ from urelay.namespaces.enter import identity, socket_inside
 from urelay.net.address import address_text, printable
 from urelay.policy.model import ListenerKind, PlaceKind
 from urelay.services.handed import HandedOver, duplicate
-from urelay.services.unix_place import OWNER_ONLY, SocketFile, listen_at, set_mode
+from urelay.services.unix_place import OWNER_ONLY, SocketFile, listen_at, receive_at, set_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -158,8 +158,8 @@ class Opener:
             sock, made[key] = listen_at(place.text, _mode(listener), BACKLOG)
             yield key, sock
         else:
-            # urelay.policy.unserved names these before anything is opened.
-            raise StartError(f"a place of the kind `{place.kind}` cannot be served")
+            sock, made[key] = receive_at(place.text, _mode(listener))
+            yield key, sock
 
     def _settle_files(self, opened: Iterable[Opened], made: Mapping[Key, SocketFile]) -> None:
         """Remove the files of sockets that are no longer listened on; keep the others to their mode."""
@@ -214,6 +214,8 @@ def _bind(sock: socket.socket, address: bytes, port: int) -> None:
 
 def _check(listener: Listener, sock: socket.socket) -> None:
     """Raises StartError unless it is a stream socket that listens, and of use to this listener."""
+    if listener.place.kind is PlaceKind.SOCKETBOX:
+        return
     called = {
         PlaceKind.FD: f"descriptor {listener.place.fd}",
         PlaceKind.FD_ENV: f"the descriptor in `{listener.place.text}`",

@@ -1,4 +1,4 @@
-"""A listening unix socket at a path, and the file that stands for it.
+"""A unix socket at a path, listening or for datagrams, and the file that stands for it.
 
 The file outlives the process that made it: after a crash it is still there, and binding fails. So a
 file that nobody listens behind is replaced, and one that somebody listens behind is left alone. Only
@@ -16,6 +16,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from urelay.errors import StartError
@@ -50,7 +51,18 @@ class SocketFile:
 
 def listen_at(path: str, mode: int, backlog: int) -> tuple[socket.socket, SocketFile]:
     """A non-blocking listening socket at `path`, and its file; raises StartError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    return _open_at(path, mode, socket.SOCK_STREAM, lambda sock: sock.listen(backlog))
+
+
+def receive_at(path: str, mode: int) -> tuple[socket.socket, SocketFile]:
+    """A non-blocking datagram socket at `path`, and its file; raises StartError."""
+    return _open_at(path, mode, socket.SOCK_DGRAM, lambda sock: None)
+
+
+def _open_at(
+    path: str, mode: int, kind: socket.SocketKind, begin: Callable[[socket.socket], None]
+) -> tuple[socket.socket, SocketFile]:
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         os.fchmod(sock.fileno(), mode)
         try:
@@ -63,7 +75,7 @@ def listen_at(path: str, mode: int, backlog: int) -> tuple[socket.socket, Socket
         file = SocketFile.at(path)
         try:
             set_mode(path, mode)
-            sock.listen(backlog)
+            begin(sock)
         except OSError:
             file.remove()
             raise

@@ -22,6 +22,7 @@ from urelay.net.nat64 import embed, embedded_ipv4, extract
 from urelay.policy.model import (
     ALL_PORTS,
     MAIN,
+    TO_PATHS,
     Action,
     Deny,
     DenyHow,
@@ -243,7 +244,7 @@ class Table:
         decision = candidate.decision
         if decision is None or decision.needs_address:
             decision = delivery(rule, world.name, self.digest)
-        if decision.outcome is Outcome.UNIX:
+        if decision.outcome in TO_PATHS:
             return asked.arrive(decision, to, way)
         if isinstance(to.host, str) and needs_address(rule.action, self.name_takers):
             host = asked.address_of(to.host)
@@ -303,7 +304,7 @@ def delivery(route: Route, table: str, digest: str) -> Decision:
         case Via():
             outcome, upstream = Outcome.VIA, deliver.upstream
         case Unix():
-            outcome, template = Outcome.UNIX, deliver.template
+            outcome, template = deliver.outcome, deliver.template
         case Deny():
             outcome, deny_how = Outcome.DENY, deliver.how
         case Silent():

@@ -1,0 +1,1 @@
+"""Configurations of the tools urelay comes from, written anew as policies: text in, text out."""
