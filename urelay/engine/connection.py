@@ -66,14 +66,15 @@ _SOCKET = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _INET, _INET6, _UNIX = (int(each) for each in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX))
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 _OUT = select.EPOLLOUT
+_EINPROGRESS = errno.EINPROGRESS
 
 
 class Connection(Flow):
     """A client of the relay. It stands for its way out in the poller until that is connected."""
 
     __slots__ = (
-        "_dialed", "_dialer", "_shortcut", "_state", "_table", "_upstream", "acceptor", "address", "asked",
-        "client", "decision", "handshake", "id", "relay", "started", "ts",
+        "_dialed", "_dialer", "_shortcut", "_state", "_table", "_until", "_upstream", "acceptor", "address",
+        "asked", "client", "decision", "handshake", "id", "relay", "started", "ts",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +89,7 @@ class Connection(Flow):
         self.ts = time.time()
         self.started = relay.poller.now
         self.slot = 0
-        self.due = 0.0
+        self.due = relay.poller.now + relay.first_look_s
         self.handshake: Handshake | None = None
         """Of a client that is asked something, or that waits for a dial of several steps"""
         self.asked: Endpoint | None = None
@@ -186,7 +187,10 @@ class Connection(Flow):
             self.ended(End.DENIED, _why_denied(self.decision))
             self.relay.poller.retire(self.client)
         elif self._state is _CONNECTING:
-            self._connect_failed(errno.ETIMEDOUT)
+            if now < self._until:
+                self.relay.wheel.set(self, self._until)
+            else:
+                self._connect_failed(errno.ETIMEDOUT)
 
     def on_crash(self) -> None:
         """A fault of ours: let go of the client."""
@@ -225,10 +229,28 @@ class Connection(Flow):
         decision = self._table.decide(asked.host, asked.port, source, self.acceptor.name)
         if decision.outcome is _DIRECT and not decision.needs_address:
             self.decision = decision
-            if decision.settings.limit_per_source is None or self._is_within(decision.settings):
-                self._connect(decision.destination or asked)
+            if decision.settings.limit_per_source is not None and not self._is_within(decision.settings):
+                return
+            # The short way: one socket to one address.
+            self._dialed = target = decision.destination or asked
+            host, port = target
+            relay = self.relay
+            if port in relay.own.ports and self._leads_back(target):
+                return
+            assert isinstance(host, bytes)
+            family = _INET if len(host) == 4 else _INET6
+            self._open(family, (kernel_text(host), port), relay.limits.connect_s)
         else:
             self._conclude(decision)
+
+    def _leads_back(self, target: Endpoint) -> bool:
+        """Whether `target` is a listener of ours; then the client has been told so."""
+        assert isinstance(target.host, bytes)
+        own = self.relay.own.leads_back(target.host, target.port)
+        if own is not None:
+            self._dialed = None
+            self._fail(Failure.REFUSED, f"{target} is our own listener `{own}`")
+        return own is not None
 
     def _conclude(self, decision: Decision) -> None:
         self.decision = decision
@@ -284,19 +306,6 @@ class Connection(Flow):
 
     # --- the short way out
 
-    def _connect(self, target: Endpoint) -> None:
-        """One socket to one address."""
-        host, port = target
-        assert isinstance(host, bytes)
-        relay = self.relay
-        if port in relay.own.ports:
-            own = relay.own.leads_back(host, port)
-            if own is not None:
-                self._fail(Failure.REFUSED, f"{target} is our own listener `{own}`")
-                return
-        self._dialed = target
-        self._open(_INET if len(host) == 4 else _INET6, (kernel_text(host), port), relay.limits.connect_s)
-
     def _find_shortcut(self, decision: Decision) -> Shortcut | None:
         assert self.asked is not None
         whom = Asked(self.asked, self._source, self.acceptor.name)
@@ -331,9 +340,11 @@ class Connection(Flow):
             if family != _UNIX:
                 upstream.setsockopt(_TCP, _NODELAY, 1)
             code = upstream.connect_ex(address)  # type: ignore[arg-type]
-            if code == errno.EINPROGRESS:
+            if code == _EINPROGRESS:
                 relay.poller.add(upstream, self)
-                relay.wheel.set(self, relay.poller.now + timeout_s)
+                self._until = until = relay.poller.now + timeout_s
+                if until < self.due:
+                    relay.wheel.set(self, until)
                 return
         except OSError as error:
             code = error.errno or errno.EIO
@@ -583,9 +594,9 @@ class Connection(Flow):
             peer: Endpoint | None = Endpoint(packed(address[0]), address[1])
         else:
             peer = self.peer
-        self._state = _OVER
-        if self.slot:
+        if self._state is not _FLOWING:
             relay.wheel.cancel(self)
+        self._state = _OVER
         user: str | None = None
         tries: tuple[str, ...] = ()
         if handshake is not None:

@@ -69,6 +69,8 @@ class Relay:
         self.poller = running_poller()
         self.wheel = Wheel(self.loop, self.limits.tick_s)
         self.pump = Pump(self.loop, self.poller, self.wheel, self.limits)
+        self.first_look_s = min(self.limits.connect_s, self.limits.handshake_s, self.pump.first_look_s)
+        """How long after accept every connection is looked at first"""
         self.own = OwnListeners()
         self.first_ephemeral_port = first_ephemeral_port()
         self.handshaking: dict[Connection, None] = {}
@@ -150,11 +152,17 @@ class Relay:
         self._accepted += 1
         connection = Connection(self, acceptor, client, address, next(self._ids))
         self._connections.add(connection)
+        wheel = self.wheel
+        wheel.young[connection] = None
+        if wheel.asleep:
+            wheel.wind()
         try:
             if acceptor.announcer is not None:
                 connection.await_header(acceptor.announcer)
-            elif self.enter(connection):
+            elif self._sources.enter(address, acceptor.per_source):
                 connection.begin()
+            else:
+                connection.turn_away(acceptor.per_source)
         except Exception:
             log.exception("a connection failed for a reason nobody foresaw")
             connection.on_crash()
@@ -214,7 +222,7 @@ class Relay:
         self._bytes_down += record.bytes_down
         if self._paused and self._resume_timer is None:
             self._resume()
-        if self._drained is not None and not self._connections:
+        elif self._drained is not None and not self._connections:
             self._drained.set()
         try:
             self._on_end(record)
