@@ -13,7 +13,7 @@ Most connections are asked nothing and go the short way, and what they pass thro
 dearest part of a short connection. So whatever only the others need is in their Handshake, and
 texts are made when the log wants them.
 
-The table and the dialer are captured at accept: a reload in the middle of a handshake changes
+The rules are captured at accept: a reload in the middle of a handshake changes
 nothing for this client, and its decision and its way out come from one policy.
 """
 
@@ -67,14 +67,15 @@ _INET, _INET6, _UNIX = (int(each) for each in (socket.AF_INET, socket.AF_INET6, 
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 _OUT = select.EPOLLOUT
 _EINPROGRESS = errno.EINPROGRESS
+_new_record = tuple.__new__
 
 
 class Connection(Flow):
     """A client of the relay. It stands for its way out in the poller until that is connected."""
 
     __slots__ = (
-        "_dialed", "_dialer", "_shortcut", "_state", "_table", "_until", "_upstream", "acceptor", "address",
-        "asked", "client", "decision", "handshake", "id", "relay", "started", "ts",
+        "_dialed", "_rules", "_shortcut", "_state", "_until", "_upstream", "acceptor", "address", "asked",
+        "client", "decision", "handshake", "id", "relay", "started", "ts",
     )  # fmt: skip
 
     def __init__(
@@ -94,8 +95,7 @@ class Connection(Flow):
         """Of a client that is asked something, or that waits for a dial of several steps"""
         self.asked: Endpoint | None = None
         self.decision: Decision | None = None
-        self._table = relay.table
-        self._dialer = relay.dialer
+        self._rules = relay.rules
         self._state = _HANDSHAKE
         self._shortcut: Shortcut | None = None
         self._upstream: SocketType | None = None
@@ -226,7 +226,7 @@ class Connection(Flow):
             source: Address | None = packed(address[0])
         else:
             source = self._source
-        decision = self._table.decide(asked.host, asked.port, source, self.acceptor.name)
+        decision = self._rules.decide(asked.host, asked.port, source, self.acceptor.name)
         if decision.outcome is _DIRECT and not decision.needs_address:
             self.decision = decision
             if decision.settings.limit_per_source is not None and not self._is_within(decision.settings):
@@ -309,7 +309,7 @@ class Connection(Flow):
     def _find_shortcut(self, decision: Decision) -> Shortcut | None:
         assert self.asked is not None
         whom = Asked(self.asked, self._source, self.acceptor.name)
-        return self._dialer.shortcuts.find(self._table.policy, decision, self._target, whom)
+        return self._rules.dialer.shortcuts.find(self._rules.table.policy, decision, self._target, whom)
 
     def _take(self, shortcut: Shortcut) -> None:
         """One socket to a place that stands in the policy, and perhaps a proxy to ask there."""
@@ -414,7 +414,7 @@ class Connection(Flow):
         except OSError as error:
             self.proxy_failed(DialError(Failure.ERROR, _words(error.errno)))
             return
-        relay.wheel.set(self, relay.poller.now + self._dialer.patience_s)
+        relay.wheel.set(self, relay.poller.now + self._rules.dialer.patience_s)
         asking.on_event(0)
 
     def proxy_connected(self, told: int, early_down: bytes) -> None:
@@ -493,9 +493,9 @@ class Connection(Flow):
     async def _dial(self, handshake: Handshake, decision: Decision, asked: Endpoint) -> None:
         """Cancelled when the client leaves."""
         try:
-            judge = self.relay.judge(self._table)
+            judge = self.relay.judge(self._rules.table)
             whom = Asked(asked, self._source, self.acceptor.name, self.peer)
-            dialed = await self._dialer.dial(judge, decision, whom, self.relay.own)
+            dialed = await self._rules.dialer.dial(judge, decision, whom, self.relay.own)
         except Denied as denied:
             self._conclude(denied.decision)
         except DialError as error:
@@ -607,13 +607,15 @@ class Connection(Flow):
             task, handshake.task = handshake.task, None
             if task is not None and task is not asyncio.current_task(relay.loop):
                 task.cancel()
-        relay.ended(
-            self,
-            Record(
-                self.id, self.ts, self.acceptor.name, peer, self.asked, user, self.decision,
-                self._dialed, tries, bytes_up, bytes_down, relay.poller.now - self.started, end, error,
+        # Not Record(…), whose __new__ is a function of Python's that does just this.
+        record = _new_record(
+            Record,
+            (
+                self.id, self.ts, self.acceptor.name, peer, self.asked, user, self.decision, self._dialed,
+                tries, bytes_up, bytes_down, relay.poller.now - self.started, end, error,
             ),
         )  # fmt: skip
+        relay.ended(self, record)
         # It knows us: kept, the two would wait for the garbage collector.
         self.handshake = None
 

@@ -27,6 +27,7 @@ from urelay.engine.poller import running_poller
 from urelay.engine.pump import Pump
 from urelay.engine.receiver import Receiver
 from urelay.engine.record import End, Record
+from urelay.engine.rules import Rules
 from urelay.engine.sources import Sources
 from urelay.engine.stats import Stats
 from urelay.engine.timers import Wheel
@@ -64,8 +65,7 @@ class Relay:
         """
         self.loop = asyncio.get_running_loop()
         self.limits = limits or Limits.for_this_process()
-        self.table = table
-        self.dialer = dialer
+        self.rules = Rules(table, dialer)
         self.poller = running_poller()
         self.wheel = Wheel(self.loop, self.limits.tick_s)
         self.pump = Pump(self.loop, self.poller, self.wheel, self.limits)
@@ -129,8 +129,7 @@ class Relay:
 
     def replace(self, table: Table, dialer: Dialer) -> None:
         """Decide and dial by these from the next accept on; nobody already accepted is affected."""
-        self.table = table
-        self.dialer = dialer
+        self.rules = Rules(table, dialer)
         self._end_checks()
         self._checking = self._begin_checks()
 
@@ -278,7 +277,7 @@ class Relay:
 
     def _begin_checks(self) -> asyncio.Task[None] | None:
         """The task that looks after the members of groups; None: nothing asks for it."""
-        checks = self.dialer.checks(self.table, self.own)
+        checks = self.rules.dialer.checks(self.rules.table, self.own)
         return self.loop.create_task(checks.run()) if checks else None
 
     def _end_checks(self) -> None:
