@@ -64,7 +64,6 @@ _HANDSHAKE, _CONNECTING, _DIALING, _HELD, _FLOWING, _OVER = range(6)
 _DIRECT = Outcome.DIRECT
 _SOCKET = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _INET, _INET6, _UNIX = (int(each) for each in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX))
-_TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 _OUT = select.EPOLLOUT
 _EINPROGRESS = errno.EINPROGRESS
 _new_record = tuple.__new__
@@ -337,8 +336,6 @@ class Connection(Flow):
         self._upstream = upstream
         self._state = _CONNECTING
         try:
-            if family != _UNIX:
-                upstream.setsockopt(_TCP, _NODELAY, 1)
             code = upstream.connect_ex(address)  # type: ignore[arg-type]
             if code == _EINPROGRESS:
                 relay.poller.add(upstream, self)
@@ -373,7 +370,7 @@ class Connection(Flow):
         upstream, dialed = self._upstream, self._dialed
         assert upstream is not None
         if isinstance(dialed, Endpoint) and dialed.port >= self.relay.first_ephemeral_port:
-            if own_end(upstream) == dialed:
+            if upstream.getsockname()[1] == dialed.port and own_end(upstream) == dialed:
                 # The kernel picked the very port that was asked for, and connected the socket to itself.
                 self._upstream = None
                 self._give_up(upstream)
@@ -561,7 +558,7 @@ class Connection(Flow):
         idle_s = self.decision.settings.idle_timeout_s
         if idle_s is None:
             idle_s = self.acceptor.idle_s
-        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early, early_down)
+        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early, early_down, True)
 
     # --- the end
 

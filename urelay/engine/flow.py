@@ -54,18 +54,20 @@ class Flow:
         upstream_told: int | None = None,
         early_up: bytes = b"",
         early_down: bytes = b"",
+        delayed: bool = False,
     ) -> None:
         """Begin to move bytes between two non-blocking sockets.
 
         A socket that the poller watches already comes with the events it has `told` so far. What was
         read of them already comes first: `early_up` is what the client sent behind its request,
-        `early_down` what came behind a proxy's answer. When the kernel will not watch another socket
+        `early_down` what came behind a proxy's answer. `delayed`: TCP_NODELAY is not set on the upstream
+        yet; the listener's clients inherit it. When the kernel will not watch another socket
         the flow ends at once.
         """
         poller = pump.poller
         now = self._opened = poller.now
-        self.up = up = Direction(pump, client, upstream, early_up, now)
-        self.down = down = Direction(pump, upstream, client, early_down, now)
+        self.up = up = Direction(pump, client, upstream, early_up, now, not delayed)
+        self.down = down = Direction(pump, upstream, client, early_down, now, True)
         up.back = down
         down.back = up
         up.flow = down.flow = self

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 
 from urelay.engine.pipes import Pipe, PipePool
 from urelay.engine.record import End
-from urelay.engine.tcp import unacknowledged
+from urelay.engine.tcp import be_prompt, unacknowledged
 
 if TYPE_CHECKING:
     import asyncio
@@ -151,8 +151,8 @@ class Direction:
     """Bytes one way. It stands for its source in the poller."""
 
     __slots__ = (
-        "back", "burst", "count", "dst", "eager", "errno", "flow", "held", "last", "pipe", "pump", "rest",
-        "src", "state",
+        "back", "burst", "count", "dst", "eager", "errno", "flow", "held", "last", "pipe", "prompt", "pump",
+        "rest", "src", "state",
     )  # fmt: skip
 
     back: Direction
@@ -160,7 +160,9 @@ class Direction:
     flow: Flow
     """Unset when the flow is over"""
 
-    def __init__(self, pump: Pump, src: SocketType, dst: SocketType, early: bytes, now: float) -> None:
+    def __init__(
+        self, pump: Pump, src: SocketType, dst: SocketType, early: bytes, now: float, prompt: bool
+    ) -> None:
         self.pump = pump
         self.src = src
         self.dst = dst
@@ -179,6 +181,9 @@ class Direction:
         """The first error of `src`"""
         self.last = now
         """Loop time of the last progress"""
+        self.prompt = prompt
+        """Whether `dst` sends small bursts at once. Nagle's rule holds back none but the second and later
+        ones, so a connection that says one thing need not pay the system call that switches it off"""
 
     def on_event(self, events: int) -> None:
         """`src` is ready for something."""
@@ -236,6 +241,8 @@ class Direction:
                 self._source_ended()
                 return
             self.last = pump.poller.now
+            if self.count and not self.prompt:
+                self._be_prompt()
             try:
                 sent = self.dst.send(pump.view[:size])
             except BlockingIOError:
@@ -250,6 +257,7 @@ class Direction:
             if size == BUFFER_BYTES:
                 if not self.burst:
                     self.burst = FIRST_BURST
+                    self._be_prompt()
             elif not self.eager:
                 return
         pump.poller.again(self)
@@ -349,6 +357,11 @@ class Direction:
         self._stop_splicing()
         return self._flush()
 
+    def _be_prompt(self) -> None:
+        if not self.prompt:
+            self.prompt = True
+            be_prompt(self.dst)
+
     def _keep_urgent_data_in_place(self) -> None:
         self.src.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
@@ -368,6 +381,7 @@ class Direction:
     def _hold(self, rest: memoryview) -> None:
         """Keep what a copy could not deliver. The buffer is everybody's, so it must be emptied now."""
         self.held = len(rest)
+        self._be_prompt()
         pipe = self.pump.pipes.take() if len(rest) >= _PIPED_REST else None
         if pipe is not None:
             # An empty pipe of 64 KiB or more takes a whole buffer; else it goes, bytes and all.
