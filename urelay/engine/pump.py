@@ -195,11 +195,12 @@ class Direction:
             self.eager = True
             if events & _RARE:
                 self._prepare(events)
-            if not self.state:
+            if not self.state and not self.held:
                 self.move()
             if events & _DEAD and self.state == ENDED and not self.errno:
                 self._has_died(events)
-        elif events & _IN:
+        elif events & _IN and not self.held:
+            # What is held waits for the destination, which will tell; more may arrive a thousand times.
             self.move()
 
     def on_crash(self) -> None:
