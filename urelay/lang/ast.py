@@ -174,7 +174,7 @@ class ListenDef:
     """`listen NAME = KIND PLACE… [to ENDPOINT] { options }`.
 
     `place` is every word between KIND and `to` or `{`: `[::]:1080`; `fd 3`; `fd env NAME`;
-    `systemd "x"`; `unix "p"`; `socketbox "p"`.
+    `systemd "x"`; `unix "p"`; `socketbox "p"`; `socketbox "p" slot N`.
     """
 
     name: Word

@@ -435,12 +435,16 @@ class PlaceKind(enum.StrEnum):
 
 @frozen
 class Place:
-    """Where a listener listens. `endpoint` for an address, `fd` for a number, `text` for the rest."""
+    """Where a listener listens. `endpoint` for an address, `fd` for a number, `text` for the rest.
+
+    `slot` is for a socketbox that is not ours: whoever made it hands over to those who registered.
+    """
 
     kind: PlaceKind
     endpoint: Endpoint | None = None
     fd: int | None = None
     text: str | None = None
+    slot: int | None = None
 
 
 class HeaderTarget(enum.StrEnum):
