@@ -1,4 +1,4 @@
-"""Registered for a slot ("P"): clients come from whoever keeps the list; a list that is lost is asked again."""
+"""Registered for a slot ("P"): clients come from whoever keeps the list, which is asked again."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _AGAIN_S = 1.0
 
 
-def apply_for(path: str, slot: int) -> SocketType:
+def apply_for(path: str, slot: int) -> socket.socket:
     """A connection to whoever hands out slots at `path`, on which one was asked for. Raises OSError.
 
     It is non-blocking. The answer comes as its first message, before any client: see
@@ -67,7 +67,8 @@ class Registration:
 
     def __init__(self, name: str, place: Place, sock: SocketType, applicant: Applicant) -> None:
         """`sock` was registered once, and may have been lost since then; reading it tells."""
-        assert place.text is not None and place.slot is not None
+        assert place.text is not None
+        assert place.slot is not None
         self._name = name
         self._path = place.text
         self._slot = place.slot

@@ -107,7 +107,7 @@ class Deliver:
     deny          none, or one of: refused host-unreachable net-unreachable ttl-expired silently
     via           NAME; or KIND HOST:PORT (`socks5 10.0.0.8:1080`)
     to unix       the quoted path
-    to socketbox  the quoted path
+    to socketbox  the quoted path; and perhaps `slot` and its number
     lookup        TABLE
     """
 

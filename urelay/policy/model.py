@@ -122,12 +122,27 @@ class Via:
 
 
 @frozen
+class Slot:
+    """Clients for whoever registers at our own `path` for this number."""
+
+    path: str
+    number: int
+
+    @property
+    def box(self) -> str:
+        """The path of the socketbox that leads to them, which is there while there are any."""
+        return f"{self.path}.{self.number}"
+
+
+@frozen
 class Unix:
     """Connect to a unix socket; `template` may hold fields (urelay.policy.check verified them)."""
 
     template: str
     outcome: Outcome = Outcome.UNIX
     """SOCKETBOX: hand the client's connection itself over to whoever receives there"""
+    slot: Slot | None = None
+    """Whose box `template` is, if it is one of ours"""
 
 
 @frozen
@@ -562,6 +577,13 @@ class Policy:
     guard: tuple[Route, ...]
     walls: tuple[Wall, ...]
     expectations: tuple[Expectation, ...]
+
+    def slots(self) -> frozenset[Slot]:
+        """Every slot that a route hands over to."""
+        found = (
+            getattr(route.action.deliver, "slot", None) for table in self.tables.values() for route in table
+        )
+        return frozenset(slot for slot in found if slot is not None)
 
 
 def packed_source(source: Address | None) -> tuple[int, int]:
