@@ -198,6 +198,11 @@ def _to(part: ast.RewritePart, region: Region, scope: Scope) -> Move:
             "UR111", f"{what} {onto}", part.span, f"one address takes all: rewrite to {_first(target)}"
         )
     for prefix in region.destinations.prefixes:
+        if prefix.family != target.family:
+            families = f"IPv{prefix.family} destination {prefix} onto IPv{target.family}"
+            message = f"{families}: only nat64, or one address, leads from one to the other"
+            help_ = "rewrite to nat64" if target.family == 6 else "rewrite from nat64"
+            raise flaw("UR111", message, part.span, help_)
         if prefix.bits - prefix.length != host_bits:
             raise flaw(
                 "UR111", f"/{prefix.length} {onto}", part.span, note=f"{prefix} and {target} differ in size"
