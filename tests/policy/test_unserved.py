@@ -75,7 +75,7 @@ def test_what_is_served_is_not_refused(tmp_path: Path) -> None:
     match 192.0.2.6 -> via http 192.0.2.1:1
     match 192.0.2.8 -> to unix "/run/{port}"
     match 192.0.2.10 -> to socketbox "/run/{port}"
-    match 192.0.2.11 -> to socketbox "/run/slots" slot 7
+    match 192.0.2.11 -> to socketbox "/run/others" slot 7
     match 192.0.2.9 -> deny silently
     """
     assert refused(tmp_path, text) == []

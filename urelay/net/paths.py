@@ -2,9 +2,9 @@
 
 A field is `{address}`, `{low32}` (its last four bytes, as eight hexadecimal digits: what
 socketbox-relay puts behind its `-u`), `{port}`, `{name}`, `{listener}` or `{source}`. Beside them
-stand the forms of the tools urelay comes from: `#//0_` to `#//7_` are the 16-bit groups of the destination address
-(an IPv4 address as its IPv4-mapped form, so that its halves are `#//6_` and `#//7_`) and `#//P_` is
-the port, each as a decimal of five digits.
+stand the forms of the tools urelay comes from: `#//0_` to `#//7_` are the 16-bit groups of the
+destination address (an IPv4 address as its IPv4-mapped form, so that its halves are `#//6_` and
+`#//7_`) and `#//P_` is the port, each as a decimal of five digits.
 
 Some values come from clients, and a path names a file. So a value is never empty, holds nothing but
 `[0-9A-Za-z.:_-]`, does not begin with a dot and holds no `..`: whatever a client says, it chooses

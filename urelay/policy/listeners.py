@@ -9,7 +9,7 @@ that is handed over (`fd`, `systemd`) or lies in the file system has been placed
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from urelay.lang import ast
 from urelay.lang.diagnostics import Label
@@ -26,6 +26,7 @@ from urelay.policy.model import (
     Place,
     PlaceKind,
     Setting,
+    Slot,
 )
 from urelay.policy.options import Owner
 from urelay.policy.paths import read_socket_path
@@ -81,6 +82,20 @@ def check_places(listeners: Mapping[str, Listener], findings: Findings) -> None:
             message = f'"{listener.name}" listens where "{first.name}" does'
             here, there = (_place_span(one.node) for one in (listener, first))
             findings.keep(flaw("UR102", message, here, None, Label(there, "first here")))
+
+
+def check_slots(listeners: Mapping[str, Listener], slots: Collection[Slot], findings: Findings) -> None:
+    """UR107 for a listener that would wait for the relay's own slots, UR102 for one in their place."""
+    desks = {slot.path for slot in slots}
+    taken = desks | {slot.box for slot in slots}
+    for listener in listeners.values():
+        place = listener.place
+        if place.slot is not None and place.text in desks:
+            message = f'"{listener.name}" registers for a slot of this very policy'
+            findings.keep(flaw("UR107", message, _place_span(listener.node)))
+        elif place.kind in _IN_FILES and place.text in taken:
+            message = f'"{listener.name}" listens where a route has its slots'
+            findings.keep(flaw("UR102", message, _place_span(listener.node)))
 
 
 def _place_span(node: ast.ListenDef) -> Span:

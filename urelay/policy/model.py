@@ -8,7 +8,7 @@ past the compiler looks at them.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -580,10 +580,13 @@ class Policy:
 
     def slots(self) -> frozenset[Slot]:
         """Every slot that a route hands over to."""
-        found = (
-            getattr(route.action.deliver, "slot", None) for table in self.tables.values() for route in table
-        )
-        return frozenset(slot for slot in found if slot is not None)
+        return slots_of(self.tables)
+
+
+def slots_of(tables: Mapping[str, Iterable[Route]]) -> frozenset[Slot]:
+    """Every slot that a route of these tables hands over to."""
+    delivers = (route.action.deliver for table in tables.values() for route in table)
+    return frozenset(one.slot for one in delivers if isinstance(one, Unix) and one.slot is not None)
 
 
 def packed_source(source: Address | None) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from urelay.errors import ProtocolError, StartError
 from urelay.net.address import printable
 from urelay.protocols.fd_passing import MESSAGE_LIMIT, check_granted
 
-_PATIENCE_S = 5.0
+_PATIENCE_S = 2.0
 """How long the answer may take: the sender is a program on this machine"""
 
 
