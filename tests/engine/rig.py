@@ -81,7 +81,7 @@ class OneFlow(Flow):
         self.due = 0.0
         self._whom = whom
 
-    def ended(self, end: End, error: str | None, bytes_up: int, bytes_down: int) -> None:
+    def ended(self, end: End, error: str | None, bytes_up: int = 0, bytes_down: int = 0) -> None:
         self._whom.flow_ended(bytes_up, bytes_down, end, error)
 
 
@@ -131,7 +131,7 @@ class Rig:
 
     def directions(self) -> list[Direction]:
         """Every direction that the poller knows."""
-        return [each for each in self.poller._handlers.values() if isinstance(each, Direction)]
+        return [each for each in self.poller.handlers.values() if isinstance(each, Direction)]
 
     def held(self) -> list[int]:
         """What each direction holds, in bytes."""
