@@ -7,7 +7,7 @@ delete; a namespace that was deleted, or made anew under the same name, is seen 
 
 A namespace of another user namespace lets no thread in. There a child goes and stays
 (urelay.namespaces.child): the first socket waits for it, the next ones cost what they cost here. It is
-called back when nobody has asked for three seconds, for a namespace lives as long as somebody is in it.
+called back when nobody has asked for two seconds, for a namespace lives as long as somebody is in it.
 
 The caller waits for the answer, about 40 µs on a small machine (a third of it is the way there and
 back, setns(2)); the thread of an event loop itself never leaves its namespace. A visitor that cannot
@@ -29,7 +29,7 @@ from urelay.namespaces.enter import EnterError, foreign_owner, opened, set_names
 if TYPE_CHECKING:
     from urelay.namespaces.child import Ferry
 
-_IDLE_S = 3.0
+_IDLE_S = 2.0
 _HOME = "/proc/thread-self/ns/net"
 
 
