@@ -1,8 +1,10 @@
 """What every test can count on: what this machine lacks is skipped by name, and written down.
 
 `netns` tests need network namespaces, `peer("sshd")` tests need that program, `long` tests need
-`--long`. Whoever must know that nothing important was skipped reads tests/.work/skipped.txt, which
-every run writes anew: `ran netns N`, then `skipped MARKERS NODE REASON`, tab-separated.
+`--long`, `origin("socketbox")` tests need that program of the family urelay comes from, in the folder
+that URELAY_ORIGIN_DIR names. Whoever must know that nothing important was skipped reads
+tests/.work/skipped.txt, which every run writes anew: `ran netns N`, then `skipped MARKERS NODE REASON`,
+tab-separated. What needs the family counts as that alone.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ class Tally:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Counts a test once it is decided whether it runs."""
         marks = [mark for mark in ("netns", "peer", "long") if mark in report.keywords]
+        if "origin" in report.keywords:
+            marks = ["origin"]
         if report.skipped and not hasattr(report, "wasxfail"):
             self.skipped.append((",".join(marks) or "-", report.nodeid, _reason(report)))
         elif report.when == "call" and "netns" in marks:
@@ -66,8 +70,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker in item.iter_markers("peer"):
             if shutil.which(marker.args[0]) is None:
                 item.add_marker(pytest.mark.skip(reason=f"needs the program `{marker.args[0]}`"))
+        for marker in item.iter_markers("origin"):
+            if not origin(marker.args[0]).exists():
+                item.add_marker(pytest.mark.skip(reason=f"needs `{marker.args[0]}` in URELAY_ORIGIN_DIR"))
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="full size: run with --long"))
+
+
+def origin(name: str) -> Path:
+    """Where a program of the family is, or would be."""
+    return Path(os.environ.get("URELAY_ORIGIN_DIR") or "/nonexistent") / name
 
 
 @functools.cache

@@ -161,3 +161,32 @@ def test_haproxy_hands_its_connections_over(lab: Lab, stack: ExitStack, serve: S
     records = relay.records(3)
     assert {record["listener"] for record in records} == {"box"}
     assert all(record["source"].startswith(f"{INSIDE}:") for record in records)
+
+
+def test_haproxy_takes_what_we_hand_over(lab: Lab, stack: ExitStack, serve: Serve, tmp_path: Path) -> None:
+    """The other way round: `bind sockpair@` on a datagram socket gets the very connections of our clients."""
+    box = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    box.bind(str(tmp_path / "box"))
+    # HAProxy accepts from it without waiting first.
+    box.setblocking(False)
+    balancer = programs.haproxy(
+        tmp_path,
+        lab.box,
+        f"""\
+        listen web
+            bind sockpair@{box.fileno()}
+            server web {SERVERS[0]}:8080
+        listen ready
+            bind 127.0.0.1:1
+            server web {SERVERS[0]}:8080
+        """,
+        1,
+        pass_fds=(box.fileno(),),
+    )
+    stack.callback(balancer.stop)
+    relay = serve(
+        f'listen web = forward {BOX}:8081 to 192.0.2.80:80\nmatch 192.0.2.80 -> to socketbox "box"\n', lab.box
+    )
+    for _ in range(5):
+        assert get(lab.lb, BOX, 8081) == SERVERS[0]
+    assert {record["outcome"] for record in relay.records(5)} == {"socketbox"}

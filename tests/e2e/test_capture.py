@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import sys
 import textwrap
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -195,6 +197,31 @@ def test_a_router_in_its_own_namespace_captures_what_is_routed_through(
     assert hears(host, "203.0.113.10", 80) == b"far"
     assert hears(client, "10.1.0.1", 22) == b"22"
     relay.records(2)
+
+
+def test_a_neighbour_that_says_it_were_loopback_gets_nothing(
+    net: Network, host: Namespace, serve: Serve
+) -> None:
+    """S20: who is let in as 127.0.0.1 is a program of the namespace, whatever comes by a wire."""
+    client = net.namespace("client")
+    net.wire(client, host, ["10.1.0.2/24"], ["10.1.0.1/24"])
+    client.default_route("10.1.0.1")
+    client.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/host/route_localnet")
+    relay = serve(
+        "listen lan = transparent [::]:1081 { capture tcp }\n"
+        "match 198.51.100.0/24 from 127.0.0.0/8 -> direct  # allow UR222: what the kernel keeps\n",
+        host,
+    )
+
+    def from_loopback(target: str, port: int) -> None:
+        with socket.create_connection((target, port), 0.4, ("127.0.0.1", 0)):
+            raise AssertionError("it was let in")
+
+    for target, port in (("198.51.100.99", 443), ("10.1.0.1", 22)):
+        with pytest.raises(TimeoutError):
+            client.call(partial(from_loopback, target, port))
+    assert peers.fate(client, "198.51.100.99", 443) == "reset", "by its own address it is denied"
+    assert [record["source"].rpartition(":")[0] for record in relay.records(1)] == ["10.1.0.2"]
 
 
 ROOTLESS = ("setpriv", "--bounding-set", "-sys_admin,-bpf,-net_admin,-net_raw,-net_bind_service", "--")

@@ -13,7 +13,8 @@ import pytest
 from tests.e2e import peers, programs
 from tests.e2e.conftest import Serve
 from tests.e2e.relay import ROOT, serve_command
-from tests.e2e.rig import Namespace, Network, Program
+from tests.e2e.rig import Namespace, Network, Program, listening
+from urelay.namespaces.enter import call_inside
 
 pytestmark = pytest.mark.netns
 
@@ -260,3 +261,33 @@ def test_the_familys_recipe_with_haproxy_does_the_same(
             sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert peers.drain(sock).endswith(b"\r\n\r\nlab")
     assert inside.accepted == 2
+
+
+def test_a_rootless_namespace_is_dialled_in_without_root_s_rights(
+    net: Network, stack: ExitStack, serve: Serve
+) -> None:
+    """A relay without CAP_SYS_ADMIN gets in where its user is at home, and marks its sockets there."""
+    host = net.namespace("host")
+    script = "ip link set lo up; echo up; exec sleep 600"
+    rootless = Program(["unshare", "--user", "--map-root-user", "--net", "sh", "-c", script])
+    stack.callback(rootless.stop)
+    rootless.wait_line("up")
+    there = f"/proc/{rootless.pid}/ns/net"
+    inside = stack.enter_context(
+        peers.Server(call_inside(there, lambda: listening("127.0.0.1", 80)), peers.web("inside"))
+    )
+    relay = serve(
+        f"""\
+        upstream lab = direct {{ netns "{there}", mark 7 }}
+        listen web = forward 127.0.0.1:8080 to 127.0.0.1:80
+        match 127.0.0.1 port 80 -> via lab
+        """,
+        host,
+        prefix=("setpriv", "--bounding-set", "-sys_admin"),
+    )
+    for _ in range(20):
+        with host.connect("127.0.0.1", 8080) as sock:
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert peers.drain(sock).endswith(b"\r\n\r\ninside")
+    assert inside.accepted == 20
+    relay.records(20)

@@ -150,14 +150,33 @@ def test_jumps_that_never_end_are_denied(tmp_path: Path) -> None:
     assert goes(decided, "192.0.2.1", 80) == "deny"
 
 
-def test_mutated_configurations_fail_in_one_way_only() -> None:
+SMALL = """rule-set:0
+ip:2001:db8::/32 port:80 jump-unix:run/a-#//7_.sock
+rip:::ffff:10.0.0.0/104 jump-map:1
+default jump-rule:1
+rule-set:1
+default fail
+map-set:1 match-lip:128 match-lport:1
+ip:::2 port:22 jump-fd:5
+"""
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"),
+    [(EXAMPLE, 1_000), (SMALL, 20_000), pytest.param(SMALL, 100_000, marks=pytest.mark.long)],
+    ids=["whole", "small", "long"],
+)
+def test_mutated_configurations_fail_in_one_way_only(seed: str, count: int) -> None:
     rng = random.Random(8)
-    for _ in range(1_000):
-        data = bytearray(EXAMPLE.encode())
-        for _ in range(rng.randint(1, 6)):
+    written = 0
+    for _ in range(count):
+        data = bytearray(seed.encode())
+        for _ in range(rng.randint(1, 3)):
             place = rng.randrange(len(data))
-            data[place : place + rng.randrange(8)] = rng.randbytes(rng.randrange(5))
+            data[place : place + rng.randrange(4)] = rng.randbytes(rng.randrange(3))
         try:
             convert(data.decode("latin-1"), "x.conf")
         except StartError:
             continue
+        written += 1
+    assert written > count / 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,29 @@ def test_the_policy_is_sound(tmp_path: Path, written: str) -> None:
 def test_what_is_no_map_is_refused(text: str) -> None:
     with pytest.raises(StartError):
         convert(text, "x.json")
+
+
+SMALL = (
+    '{"relay_map":[["a.example",1]],"dc_map":[["b.example","a.example"]],'
+    '"ip_map":[["10.0.0.0/8",{"socks_server":{"host":"192.0.2.1","port":1080}}]]}'
+)
+
+
+@pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.long)])
+def test_mutated_maps_fail_in_one_way_only(count: int) -> None:
+    rng = random.Random(9)
+    written = 0
+    for _ in range(count):
+        data = bytearray(SMALL.encode())
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(len(data))
+            data[place : place + rng.randrange(3)] = rng.choice((b"", b"[", b"}", b"1", rng.randbytes(2)))
+        try:
+            convert(data.decode("latin-1"), "x.json")
+        except StartError:
+            continue
+        written += 1
+    assert written > count / 100
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ deliver = st.one_of(
         ast.Deliver, st.just("via"), st.lists(plain, min_size=1, max_size=2).map(tuple), st.just(NOWHERE)
     ),
     st.builds(ast.Deliver, st.sampled_from(("to unix", "to socketbox")), st.tuples(quoted), st.just(NOWHERE)),
+    st.builds(ast.Deliver, st.just("to socketbox"), st.tuples(quoted, plain, plain), st.just(NOWHERE)),
     st.builds(ast.Deliver, st.just("lookup"), st.tuples(name), st.just(NOWHERE)),
 )
 part = st.builds(

@@ -7,6 +7,8 @@ import errno
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.rig import Namespace, Network
+from tests.e2e.rig import Namespace, Network, Program
 from urelay.errors import StartError
 from urelay.namespaces import visit
 from urelay.namespaces.visit import Visitor
@@ -149,3 +151,71 @@ def test_a_socket_the_kernel_does_not_have_is_its_error(visitor: Visitor) -> Non
     with pytest.raises(OSError, match="not supported") as caught:
         visitor.socket("/proc/self/ns/net", 45, socket.SOCK_STREAM)
     assert caught.value.errno == errno.EAFNOSUPPORT
+
+
+# --- a namespace of another user namespace
+
+_DIALS = """
+import os, signal, socket, subprocess, sys
+from urelay.errors import StartError
+from urelay.namespaces import visit
+from urelay.namespaces.visit import Visitor
+
+def cookie(sock):
+    with sock:
+        assert sock.gettimeout() == 0
+        return sock.getsockopt(socket.SOL_SOCKET, 71, 8)
+
+def children():
+    return open(f"/proc/self/task/{os.getpid()}/children").read().split() + [
+        one for task in os.listdir("/proc/self/task")
+        for one in open(f"/proc/self/task/{task}/children").read().split() if int(task) != os.getpid()
+    ]
+
+there, kind = sys.argv[1], (socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+visitor = Visitor()
+before = len(os.listdir("/proc/self/fd"))
+found = {cookie(visitor.socket(there, *kind)) for _ in range(200)}
+assert len(found) == 1 and found != {cookie(socket.socket(*kind))}
+child, = children()
+try:
+    visitor.socket(there, 45, socket.SOCK_STREAM)
+except OSError as error:
+    assert error.errno == 97, error
+os.kill(int(child), signal.SIGKILL)
+try:
+    visitor.socket(there, *kind)
+except StartError as error:
+    print(error)
+assert cookie(visitor.socket(there, *kind)) in found
+assert [child] != children() != []
+visit._IDLE_S = 0.01
+assert cookie(visitor.socket(there, *kind)) in found
+while children():
+    pass
+assert cookie(visitor.socket(there, *kind)) in found
+visitor.close()
+assert children() == [] and len(os.listdir("/proc/self/fd")) == before
+homes = {os.readlink(f"/proc/self/task/{task}/ns/net") for task in os.listdir("/proc/self/task")}
+assert homes == {os.readlink("/proc/self/ns/net")}
+print("done")
+"""
+
+
+@pytest.mark.netns
+def test_where_no_thread_may_go_a_child_goes_and_stays() -> None:
+    """It is replaced when it has died, and called back when nobody needs it."""
+    owner = Program(["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo up; exec sleep 600"])
+    owner.wait_line("up")
+    try:
+        done = subprocess.run(
+            [
+                "setpriv", "--bounding-set", "-sys_admin",
+                sys.executable, "-c", _DIALS, f"/proc/{owner.pid}/ns/net",
+            ],
+            capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+    finally:
+        owner.stop()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["the child in the network namespace does not answer", "done"]

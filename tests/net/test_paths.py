@@ -26,6 +26,7 @@ FACTS = {
     [
         pytest.param("/run/x.sock", "/run/x.sock", id="no-field"),
         pytest.param("/run/{listener}-{port}.sock", "/run/lan-80.sock", id="two-fields"),
+        pytest.param("/run/relay-{low32}", "/run/relay-c0000207", id="socketbox-relay"),
         pytest.param("/run/{address}/{source}", "/run/192.0.2.7/2001:db8::1", id="addresses"),
         pytest.param("/run/{name}", "/run/www.example.com", id="name"),
         pytest.param("/r/#//5_#//6_-#//7_.#//P_", "/r/6553549152-00519.00080", id="groups-of-ipv4"),
@@ -42,7 +43,7 @@ def test_groups_of_an_ipv6_address() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["{name}", "{address}", "{port}", "{source}", "{listener}", "#//0_", "#//P_"]
+    "field", ["{name}", "{address}", "{low32}", "{port}", "{source}", "{listener}", "#//0_", "#//P_"]
 )
 def test_a_field_without_a_value_is_refused(field: str) -> None:
     with pytest.raises(AddressError, match="this connection has no"):

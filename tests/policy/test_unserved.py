@@ -68,12 +68,14 @@ def test_what_is_served_is_not_refused(tmp_path: Path) -> None:
     listen k = socks unix "/run/x" { mode 0660 }
     listen l = transparent unix "/run/y" { accept-proxy }
     listen n = transparent socketbox "/run/z" { accept-proxy from 10.0.0.0/8 as inner }
+    listen o = transparent socketbox "/run/slots" slot 7 { accept-proxy from 10.0.0.0/8 }
     listen f = forward 127.0.0.1:2 to example.com:25
     match 192.0.2.0/24 -> via a with idle 5m, tag x, log off, limit 5 per source
     match 192.0.2.7 -> via socks5 192.0.2.1:1
     match 192.0.2.6 -> via http 192.0.2.1:1
     match 192.0.2.8 -> to unix "/run/{port}"
     match 192.0.2.10 -> to socketbox "/run/{port}"
+    match 192.0.2.11 -> to socketbox "/run/others" slot 7
     match 192.0.2.9 -> deny silently
     """
     assert refused(tmp_path, text) == []

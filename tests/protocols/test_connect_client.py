@@ -299,9 +299,9 @@ def end(pieces: Iterable[bytes]) -> object:
     return client.done, client.leftover
 
 
-@pytest.mark.parametrize("count", [25_000, pytest.param(100_000, marks=pytest.mark.long)])
-def test_mutated_answers_raise_the_protocols_own_error_only(count: int) -> None:
-    """S11: seeded mutations: a tunnel, patience or a ConnectError."""
+def test_mutated_answers_raise_the_protocols_own_error_only() -> None:
+    """S11: 100,000 seeded mutations: a tunnel, patience or a ConnectError."""
+    count = 100_000
     seeds = [
         b"HTTP/1.1 200 Connection established\r\nVia: 1.1 corp\r\n\r\n" + BANNER,
         b'HTTP/1.0 407 Login\r\nProxy-Authenticate: Basic realm="x"\r\nContent-Length: 0\r\n\r\n',

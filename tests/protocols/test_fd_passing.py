@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import array
+import random
 import socket
 
 import pytest
 
+from urelay.errors import ProtocolError
 from urelay.protocols import fd_passing
-from urelay.protocols.fd_passing import descriptors
+from urelay.protocols.fd_passing import check_granted, descriptors, read_registration, registration
 
 
 def rights(*numbers: int, cut: int = 0) -> tuple[int, int, bytes]:
@@ -45,3 +47,51 @@ def test_the_limits_are_the_kernel_s() -> None:
         assert (data, len(found), flags & socket.MSG_CTRUNC) == (b"\0", fd_passing.DESCRIPTOR_LIMIT, 0)
         with pytest.raises(OSError):
             socket.send_fds(left, [b"\0"], [left.fileno()] * (fd_passing.DESCRIPTOR_LIMIT + 1))
+
+
+def test_a_registration_as_it_is_on_the_wire() -> None:
+    assert registration(7) == bytes.fromhex("0100000000000007")
+    assert registration(0xFFFFFFFF) == bytes.fromhex("01000000ffffffff")
+    for slot in (0, 7, 0xFFFFFFFF):
+        assert read_registration(registration(slot)) == slot
+    for slot in (-1, 1 << 32):
+        with pytest.raises(ValueError):
+            registration(slot)
+    assert (fd_passing.GRANTED.hex(), fd_passing.DELIVERY.hex()) == ("80000000", "03000000")
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (b"", "got 0"),
+        (registration(1)[:-1], "got 7"),
+        (registration(1) + b"\0", "got 9"),
+        (b"\x02" + registration(1)[1:], "got 02 00 00 00"),
+        (b"\x01\x01" + registration(1)[2:], "got 01 01 00 00"),
+        (b"\x01\0\0\x01" + registration(1)[4:], "got 01 00 00 01"),
+    ],
+)
+def test_what_is_no_registration_is_refused(message: bytes, why: str) -> None:
+    with pytest.raises(ProtocolError, match=why):
+        read_registration(message)
+
+
+def test_only_the_one_reply_is_a_grant() -> None:
+    check_granted(fd_passing.GRANTED)
+    for reply in (b"", b"\x80", b"\x80\0\0\1", b"\x81\0\0\0", fd_passing.GRANTED + b"\0"):
+        with pytest.raises(ProtocolError, match="refused"):
+            check_granted(reply)
+
+
+def test_mutated_registrations_raise_protocol_errors_only() -> None:
+    rng = random.Random(3)
+    for _ in range(100_000):
+        data = bytearray(registration(rng.randrange(1 << 32)))
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(len(data) + 1)
+            data[place : place + rng.randrange(2)] = rng.randbytes(rng.randrange(3))
+        try:
+            slot = read_registration(bytes(data))
+        except ProtocolError:
+            continue
+        assert registration(slot) == data

@@ -23,8 +23,10 @@ def start(tmp_path: Path) -> Iterator[object]:
     """Starts relays by a policy's text; ends them all."""
     relays: list[Relay] = []
 
-    def start_one(text: str, *arguments: str, serving: bool = True, **options: object) -> Relay:
-        policy = tmp_path / "p.urr"
+    def start_one(
+        text: str, *arguments: str, serving: bool = True, name: str = "p.urr", **options: object
+    ) -> Relay:
+        policy = tmp_path / name
         policy.write_text(text)
         relay = Relay(policy, *arguments, **options)
         relays.append(relay)

@@ -13,6 +13,9 @@ the batch is over. The room for them is that of the most a message can carry, so
 truncates (MSG_CTRUNC) only when this process may open no more; it has closed the client then, and
 accepting pauses as it does elsewhere.
 
+Where the place names a slot, the socket is our end of a registration with a sender of "P", which can
+end; urelay.engine.registration makes another then.
+
 Whoever may write to the socket's file may hand over clients, with whatever addresses their sockets
 have: the file's mode is what stands for trust here.
 """
@@ -30,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from urelay.engine.acceptor import ROOM_ERRORS, Acceptor
 from urelay.engine.connect import words
+from urelay.engine.registration import Registration
 from urelay.protocols.fd_passing import DESCRIPTOR_LIMIT, DESCRIPTOR_SIZE, MESSAGE_LIMIT, descriptors
 
 if TYPE_CHECKING:
@@ -48,7 +52,7 @@ _COMPLAINT_EVERY_S = 1.0
 class Receiver(Acceptor):
     """One listener at work whose socket brings descriptors."""
 
-    __slots__ = ("_complained_at",)
+    __slots__ = ("_complained_at", "_registration")
 
     def __init__(
         self,
@@ -62,28 +66,53 @@ class Receiver(Acceptor):
         per_source: int,
         shared: bool = False,
     ) -> None:
-        """`sock` is a bound datagram socket and becomes the receiver's own."""
+        """`sock` brings descriptors, bound or registered for a slot, and becomes the receiver's own."""
         super().__init__(host, poller, listener, sock, users, idle_s, batch, per_source, shared)
         # What it brings are sockets of any family; those with addresses are of the internet.
         self.family = int(socket.AF_INET6)
         self.is_unix = False
         self._complained_at = 0.0
+        slot = listener.place.slot
+        self._registration = None if slot is None else Registration(listener.name, listener.place, sock, self)
+
+    def resume(self) -> None:
+        """Accept from now on, or as soon as there is somebody who sends."""
+        if self._registration is None or not self._registration.is_lost:
+            super().resume()
+
+    def close(self) -> None:
+        """Stop, and close the socket."""
+        if self._registration is not None:
+            self._registration.close()
+        super().close()
+
+    def registered(self) -> None:
+        """The socket leads to its sender again."""
+        if self._host.room():
+            self.resume()
 
     def _accept(self) -> None:
         host = self._host
         for _ in range(min(self._batch, host.room())):
             try:
-                _, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_LIMIT, _ANCILLARY_ROOM, _FLAGS)
+                message, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_LIMIT, _ANCILLARY_ROOM, _FLAGS)
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in ROOM_ERRORS:
                     host.out_of_room(error)
                     return
+                if self._registration is not None:
+                    self._registration.lost(words(error))
+                    return
                 raise
             found = descriptors(ancillary)
             if flags & socket.MSG_CTRUNC and not found:
                 host.out_of_room(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                return
+            if self._registration is not None and not found:
+                if self._registration.told(message):
+                    continue
                 return
             taken = self._take(found)
             if taken is not None:

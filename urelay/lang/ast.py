@@ -107,7 +107,7 @@ class Deliver:
     deny          none, or one of: refused host-unreachable net-unreachable ttl-expired silently
     via           NAME; or KIND HOST:PORT (`socks5 10.0.0.8:1080`)
     to unix       the quoted path
-    to socketbox  the quoted path
+    to socketbox  the quoted path; and perhaps `slot` and its number
     lookup        TABLE
     """
 
@@ -174,7 +174,7 @@ class ListenDef:
     """`listen NAME = KIND PLACE… [to ENDPOINT] { options }`.
 
     `place` is every word between KIND and `to` or `{`: `[::]:1080`; `fd 3`; `fd env NAME`;
-    `systemd "x"`; `unix "p"`; `socketbox "p"`.
+    `systemd "x"`; `unix "p"`; `socketbox "p"`; `socketbox "p" slot N`.
     """
 
     name: Word

@@ -1,9 +1,10 @@
 """Unix socket paths with fields: `/run/web/{listener}-{port}.sock`.
 
-A field is `{address}`, `{port}`, `{name}`, `{listener}` or `{source}`. Beside them stand the forms
-of the tools urelay comes from: `#//0_` to `#//7_` are the 16-bit groups of the destination address
-(an IPv4 address as its IPv4-mapped form, so that its halves are `#//6_` and `#//7_`) and `#//P_` is
-the port, each as a decimal of five digits.
+A field is `{address}`, `{low32}` (its last four bytes, as eight hexadecimal digits: what
+socketbox-relay puts behind its `-u`), `{port}`, `{name}`, `{listener}` or `{source}`. Beside them
+stand the forms of the tools urelay comes from: `#//0_` to `#//7_` are the 16-bit groups of the
+destination address (an IPv4 address as its IPv4-mapped form, so that its halves are `#//6_` and
+`#//7_`) and `#//P_` is the port, each as a decimal of five digits.
 
 Some values come from clients, and a path names a file. So a value is never empty, holds nothing but
 `[0-9A-Za-z.:_-]`, does not begin with a dot and holds no `..`: whatever a client says, it chooses
@@ -17,7 +18,7 @@ import re
 from urelay.errors import AddressError
 from urelay.net.address import MAPPED_PREFIX, Address, address_text, printable
 
-FIELDS = ("address", "port", "name", "listener", "source")
+FIELDS = ("address", "low32", "port", "name", "listener", "source")
 """What may stand in braces."""
 
 LONGEST = 107
@@ -43,6 +44,7 @@ def fill(
     """
     values = {
         "address": None if address is None else address_text(address),
+        "low32": None if address is None else address[-4:].hex(),
         "port": None if port is None else str(port),
         "name": name,
         "listener": listener,

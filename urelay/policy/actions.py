@@ -15,6 +15,7 @@ from urelay.lang import ast
 from urelay.lang.source import Origin
 from urelay.net import nat64
 from urelay.net.address import Endpoint, Prefix, printable
+from urelay.net.paths import LONGEST
 from urelay.policy.flaws import flaw, read_word
 from urelay.policy.model import (
     Action,
@@ -32,6 +33,7 @@ from urelay.policy.model import (
     Region,
     Rewrite,
     Silent,
+    Slot,
     ToName,
     ToNat64,
     ToPrefix,
@@ -40,10 +42,10 @@ from urelay.policy.model import (
     UpstreamKind,
     Via,
 )
-from urelay.policy.paths import read_template
+from urelay.policy.paths import read_socket_path, read_template
 from urelay.policy.scope import Scope
 from urelay.policy.upstreams import read_proxy
-from urelay.policy.words import read_endpoint
+from urelay.policy.words import read_endpoint, read_slot
 
 _REFUSALS = frozenset(how.value for how in DenyHow) - {DenyHow.DEFAULT}
 _INLINE_KINDS = (UpstreamKind.SOCKS5, UpstreamKind.SOCKS4, UpstreamKind.HTTP)
@@ -66,12 +68,28 @@ def resolve_deliver(node: ast.Deliver, scope: Scope, origin: Origin) -> Deliver:
             return Via(_upstream(node, scope, origin))
         case "to unix":
             return Unix(read_template(node.words[0]))
-        case "to socketbox":
+        case "to socketbox" if len(node.words) == 1:
             return Unix(read_template(node.words[0]), Outcome.SOCKETBOX)
+        case "to socketbox":
+            slot = _slot(node)
+            return Unix(slot.box, Outcome.SOCKETBOX, slot)
         case "lookup":
             return Lookup(scope.table(node.words[0]))
         case verb:
             raise flaw("UR001", f"I do not know the action `{printable(verb)}`", node.span)
+
+
+def _slot(node: ast.Deliver) -> Slot:
+    """Of `to socketbox "PATH" slot N`."""
+    path, word, number = node.words
+    if word.quoted or word.text != "slot":
+        raise flaw("UR001", f"`{printable(word.text)}` does not fit behind the path: slot N does", word.span)
+    if any(mark in path.text for mark in ("{", "}", "#//")):
+        raise flaw("UR110", "the path of a slot has no fields: it is made when the relay starts", path.span)
+    slot = Slot(read_socket_path(path), read_word(number, read_slot))
+    if len(slot.box.encode()) > LONGEST:
+        raise flaw("UR110", f"the path of a slot has at most {LONGEST} bytes, with its number", path.span)
+    return slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +198,11 @@ def _to(part: ast.RewritePart, region: Region, scope: Scope) -> Move:
             "UR111", f"{what} {onto}", part.span, f"one address takes all: rewrite to {_first(target)}"
         )
     for prefix in region.destinations.prefixes:
+        if prefix.family != target.family:
+            families = f"IPv{prefix.family} destination {prefix} onto IPv{target.family}"
+            message = f"{families}: only nat64, or one address, leads from one to the other"
+            help_ = "rewrite to nat64" if target.family == 6 else "rewrite from nat64"
+            raise flaw("UR111", message, part.span, help_)
         if prefix.bits - prefix.length != host_bits:
             raise flaw(
                 "UR111", f"/{prefix.length} {onto}", part.span, note=f"{prefix} and {target} differ in size"

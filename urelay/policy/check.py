@@ -24,7 +24,7 @@ from urelay.policy.actions import resolve_action, resolve_claim
 from urelay.policy.captures import check_captures
 from urelay.policy.flaws import Findings
 from urelay.policy.library import Library
-from urelay.policy.listeners import check_places, resolve_listener, resolve_service
+from urelay.policy.listeners import check_places, check_slots, resolve_listener, resolve_service
 from urelay.policy.model import (
     MAIN,
     NO_SETTINGS,
@@ -33,6 +33,7 @@ from urelay.policy.model import (
     Route,
     RouteSettings,
     Wall,
+    slots_of,
 )
 from urelay.policy.options import Owner
 from urelay.policy.question import Connection, Question, resolve_question
@@ -81,6 +82,7 @@ def check_file(path: str) -> Checked:
         rules.add(document)
     check_chains(upstreams, scope)
     check_places(listeners, findings)
+    check_slots(listeners, slots_of(rules.tables), findings)
     check_captures(listeners, upstreams, findings)
     guard_source, guard = _guard(library, findings)
     if not findings.failed:

@@ -9,7 +9,7 @@ that is handed over (`fd`, `systemd`) or lies in the file system has been placed
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from urelay.lang import ast
 from urelay.lang.diagnostics import Label
@@ -26,12 +26,13 @@ from urelay.policy.model import (
     Place,
     PlaceKind,
     Setting,
+    Slot,
 )
 from urelay.policy.options import Owner
 from urelay.policy.paths import read_socket_path
 from urelay.policy.scope import Scope
 from urelay.policy.values import origin_of, read_options
-from urelay.policy.words import read_endpoint, read_number, read_place
+from urelay.policy.words import read_endpoint, read_number, read_place, read_slot
 
 _KINDS = tuple(kind.value for kind in ListenerKind)
 _ASKED_FOR_ANYTHING = (ListenerKind.SOCKS, ListenerKind.HTTP, ListenerKind.MIXED)
@@ -39,7 +40,7 @@ _HINT = f"; there are {', '.join(_KINDS)}"
 _BY_LOCAL_ADDRESS = (ListenerKind.TRANSPARENT, ListenerKind.REDIRECT)
 _IN_FILES = (PlaceKind.UNIX, PlaceKind.SOCKETBOX)
 _WILDCARDS = (bytes(4), bytes(16))
-_PLACES = 'ADDR:PORT, fd N, fd env NAME, systemd "NAME", unix "PATH" or socketbox "PATH"'
+_PLACES = 'ADDR:PORT, fd N, fd env NAME, systemd "NAME", unix "PATH" or socketbox "PATH" (perhaps slot N)'
 _VARIABLE = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
 _SYSTEMD_NAME = re.compile(r"[^\s:\x00-\x1f\x7f]{1,255}")
 _HIGHEST_FD = 1_048_575
@@ -83,6 +84,20 @@ def check_places(listeners: Mapping[str, Listener], findings: Findings) -> None:
             findings.keep(flaw("UR102", message, here, None, Label(there, "first here")))
 
 
+def check_slots(listeners: Mapping[str, Listener], slots: Collection[Slot], findings: Findings) -> None:
+    """UR107 for a listener that would wait for the relay's own slots, UR102 for one in their place."""
+    desks = {slot.path for slot in slots}
+    taken = desks | {slot.box for slot in slots}
+    for listener in listeners.values():
+        place = listener.place
+        if place.slot is not None and place.text in desks:
+            message = f'"{listener.name}" registers for a slot of this very policy'
+            findings.keep(flaw("UR107", message, _place_span(listener.node)))
+        elif place.kind in _IN_FILES and place.text in taken:
+            message = f'"{listener.name}" listens where a route has its slots'
+            findings.keep(flaw("UR102", message, _place_span(listener.node)))
+
+
 def _place_span(node: ast.ListenDef) -> Span:
     return node.place[0].span.to(node.place[-1].span)
 
@@ -101,6 +116,13 @@ def _place(words: tuple[ast.Word, ...], kind: ast.Word) -> Place:
             return Place(PlaceKind.UNIX, text=read_socket_path(path))
         case (ast.Word("socketbox", quoted=False), ast.Word() as path):
             return Place(PlaceKind.SOCKETBOX, text=read_socket_path(path))
+        case (
+            ast.Word("socketbox", quoted=False),
+            ast.Word() as path,
+            ast.Word("slot", quoted=False),
+            ast.Word() as number,
+        ):
+            return Place(PlaceKind.SOCKETBOX, text=read_socket_path(path), slot=read_word(number, read_slot))
         case ():
             raise flaw("UR110", f"`{kind.text}` needs a place to listen: {_PLACES}", kind.span)
     shown = printable(" ".join(word.text for word in words))
@@ -155,8 +177,8 @@ def _check_place(
             if name in settings:
                 message = f"`{name}` is for a listener at ADDR:PORT"
                 raise flaw("UR109", message, spans[name])
-    if place.kind not in _IN_FILES and "mode" in settings:
-        message = '`mode` is for a listener at unix "PATH" or socketbox "PATH"'
+    if (place.kind not in _IN_FILES or place.slot is not None) and "mode" in settings:
+        message = '`mode` is for a listener at unix "PATH" or socketbox "PATH": no other makes a file'
         raise flaw("UR109", message, spans["mode"])
     # A PROXY header tells what the socket cannot.
     nowhere = kind in _BY_LOCAL_ADDRESS and "accept-proxy" not in settings

@@ -8,7 +8,7 @@ past the compiler looks at them.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -122,12 +122,27 @@ class Via:
 
 
 @frozen
+class Slot:
+    """Clients for whoever registers at our own `path` for this number."""
+
+    path: str
+    number: int
+
+    @property
+    def box(self) -> str:
+        """The path of the socketbox that leads to them, which is there while there are any."""
+        return f"{self.path}.{self.number}"
+
+
+@frozen
 class Unix:
     """Connect to a unix socket; `template` may hold fields (urelay.policy.check verified them)."""
 
     template: str
     outcome: Outcome = Outcome.UNIX
     """SOCKETBOX: hand the client's connection itself over to whoever receives there"""
+    slot: Slot | None = None
+    """Whose box `template` is, if it is one of ours"""
 
 
 @frozen
@@ -435,12 +450,16 @@ class PlaceKind(enum.StrEnum):
 
 @frozen
 class Place:
-    """Where a listener listens. `endpoint` for an address, `fd` for a number, `text` for the rest."""
+    """Where a listener listens. `endpoint` for an address, `fd` for a number, `text` for the rest.
+
+    `slot` is for a socketbox that is not ours: whoever made it hands over to those who registered.
+    """
 
     kind: PlaceKind
     endpoint: Endpoint | None = None
     fd: int | None = None
     text: str | None = None
+    slot: int | None = None
 
 
 class HeaderTarget(enum.StrEnum):
@@ -558,6 +577,16 @@ class Policy:
     guard: tuple[Route, ...]
     walls: tuple[Wall, ...]
     expectations: tuple[Expectation, ...]
+
+    def slots(self) -> frozenset[Slot]:
+        """Every slot that a route hands over to."""
+        return slots_of(self.tables)
+
+
+def slots_of(tables: Mapping[str, Iterable[Route]]) -> frozenset[Slot]:
+    """Every slot that a route of these tables hands over to."""
+    delivers = (route.action.deliver for table in tables.values() for route in table)
+    return frozenset(one.slot for one in delivers if isinstance(one, Unix) and one.slot is not None)
 
 
 def packed_source(source: Address | None) -> tuple[int, int]:

@@ -47,6 +47,7 @@ _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
 _LOOSE_DURATION = re.compile(
     r"([0-9.]+)\s*(ms|msec|s|sec|secs|seconds?|m|min|mins|minutes?|h|hours?|d|days?)", re.I
 )
+_HIGHEST_SLOT = 0xFFFF_FFFF
 _NUMBER = re.compile(r"0[xX][0-9A-Fa-f]{1,16}|0|[1-9][0-9]{0,18}")
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -209,6 +210,11 @@ def read_number(text: str, low: int, high: int) -> int:
         if low <= number <= high:
             return number
     raise WordError("UR110", f"`{printable(text)}` is not a number from {low} to {high}")
+
+
+def read_slot(text: str) -> int:
+    """The number of a slot of a socketbox. Raises WordError (UR110)."""
+    return read_number(text, 0, _HIGHEST_SLOT)
 
 
 def read_endpoint(text: str) -> Endpoint:

@@ -101,6 +101,9 @@ class Answers:
 def _described(one: Opened, way: str | None) -> str:
     """`lan transparent [::]:1080 in netns lan, capturing by sk_lookup`."""
     listener, bound = one.listener, one.sock.getsockname()
+    place = listener.place
+    if place.slot is not None:
+        return f"{listener.name} {listener.kind} {printable(place.text or '')} slot {place.slot}"
     if one.sock.family == socket.AF_UNIX:
         return f"{listener.name} {listener.kind} {printable(os.fsdecode(bound))}"
     # A link-local address comes with a zone, which is the interface's business.

@@ -40,6 +40,7 @@ from urelay.services.log import logging_to
 from urelay.services.notify import Notifier
 from urelay.services.running import Running
 from urelay.services.sink import Sink
+from urelay.services.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,10 +91,11 @@ def serve(path: str, options: Options) -> int:
     _raise_descriptor_limit()
     opener = Opener(os.environ, options.inherited)
     captures = Captures()
+    slots = Slots()
     if options.workers > 1:
         from urelay.services.supervisor import supervise
 
-        supervise(path, options, opener, captures, resolver, generation)
+        supervise(path, options, opener, captures, slots, resolver, generation)
         return 0
     with contextlib.ExitStack() as at_exit:
         # Closed last, so that whatever happens on the way out is still heard.
@@ -107,9 +109,11 @@ def serve(path: str, options: Options) -> int:
         # The files of unix sockets and the captures go when nobody is connected any more.
         at_exit.callback(opener.close)
         at_exit.callback(captures.close)
-        opened = opener.open(generation.policy.listeners.values(), then=captures.apply)
+        at_exit.callback(slots.close)
+        then = slots.before(generation.policy.slots(), captures.apply)
+        opened = opener.open(generation.policy.listeners.values(), then=then)
         opener.close_others()
-        daemon = Daemon(path, options, opener, captures, resolver, error_sink)
+        daemon = Daemon(path, options, opener, captures, slots, resolver, error_sink)
         with asyncio.Runner(loop_factory=RelayLoop) as runner:
             runner.run(daemon.run(generation, opened, access_sink))
     return 0
@@ -126,6 +130,7 @@ class Daemon:
         options: Options,
         opener: Opener,
         captures: Captures,
+        slots: Slots,
         resolver: Resolver,
         error_sink: Sink,
     ) -> None:
@@ -133,6 +138,7 @@ class Daemon:
         self._options = options
         self._opener = opener
         self._captures = captures
+        self._slots = slots
         self._resolver = resolver
         self._answers = Answers(path, error_sink.write, Notifier(os.environ.get("NOTIFY_SOCKET")))
         self._reload_asked = asyncio.Event()
@@ -149,6 +155,7 @@ class Daemon:
                 lambda capture: loop.add_reader(capture.monitor, self._captures.changed, capture, loop),
                 lambda capture: loop.remove_reader(capture.monitor),
             )
+            self._slots.follow(loop.add_reader, loop.remove_reader)
             for number in _STOPPING_SIGNALS:
                 loop.add_signal_handler(number, self._stop)
             loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
@@ -192,7 +199,8 @@ class Daemon:
     def _swap(self, generation: Generation) -> None:
         """Make another generation the one that runs; on StartError nothing has changed."""
         held = {one.key: one.sock for one in self._running.opened}
-        opened = self._opener.open(generation.policy.listeners.values(), held, self._captures.apply)
+        then = self._slots.before(generation.policy.slots(), self._captures.apply)
+        opened = self._opener.open(generation.policy.listeners.values(), held, then)
         self._running.replace(generation, opened)
         self._answers.findings(generation.warnings)
 

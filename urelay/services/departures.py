@@ -7,13 +7,12 @@ up), so those are left to the dials, which tell too.
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 from urelay.errors import StartError
-from urelay.namespaces.enter import call_inside, identity
+from urelay.namespaces.enter import identity, socket_inside
 
 if TYPE_CHECKING:
     from urelay.policy.model import Policy, Upstream
@@ -37,16 +36,9 @@ def _check(upstream: Upstream) -> None:
         identity(netns)
     if mark is None:
         return
-    code = _try_mark(mark) if netns is None else call_inside(netns, lambda: _try_mark(mark))
-    if code == errno.EPERM:
-        raise StartError(f"mark {mark:#x} may not be set without CAP_NET_ADMIN")
-
-
-def _try_mark(mark: int) -> int:
-    """The error number of marking a socket of this thread's namespace; 0 when it works."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    kind = socket.AF_INET, socket.SOCK_DGRAM
+    with socket.socket(*kind) if netns is None else socket_inside(netns, *kind) as sock:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("I", mark))
-        except OSError as error:
-            return error.errno or errno.EIO
-    return 0
+        except PermissionError:
+            raise StartError(f"mark {mark:#x} may not be set without CAP_NET_ADMIN") from None

@@ -24,6 +24,7 @@ from urelay.namespaces.enter import identity, socket_inside
 from urelay.net.address import address_text, printable
 from urelay.policy.model import ListenerKind, PlaceKind
 from urelay.services.handed import HandedOver, duplicate
+from urelay.services.slot_place import register_at
 from urelay.services.unix_place import OWNER_ONLY, SocketFile, listen_at, receive_at, set_mode
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ class Opener:
         elif place.kind is PlaceKind.UNIX:
             sock, made[key] = listen_at(place.text, _mode(listener), BACKLOG)
             yield key, sock
+        elif place.slot is not None:
+            yield key, register_at(place.text, place.slot)
         else:
             sock, made[key] = receive_at(place.text, _mode(listener))
             yield key, sock

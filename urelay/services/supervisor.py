@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from urelay.services.captures import Captures
     from urelay.services.daemon import Options
     from urelay.services.listeners import Opener
+    from urelay.services.slots import Slots
 
 _STANDARD_ERROR = 2
 _ANSWER_S = 10.0
@@ -84,6 +85,7 @@ def supervise(
     options: Options,
     opener: Opener,
     captures: Captures,
+    slots: Slots,
     resolver: Resolver,
     generation: Generation,
 ) -> None:
@@ -99,10 +101,12 @@ def supervise(
         # The files of unix sockets and the captures go when nobody is connected any more.
         at_exit.callback(opener.close)
         at_exit.callback(captures.close)
-        crew = Crew(generation, opener.open(generation.policy.listeners.values(), then=captures.apply))
+        at_exit.callback(slots.close)
+        then = slots.before(generation.policy.slots(), captures.apply)
+        crew = Crew(generation, opener.open(generation.policy.listeners.values(), then=then))
         at_exit.callback(crew.close)
         opener.close_others()
-        supervisor = Supervisor(path, options, opener, captures, resolver, log, sink, handler)
+        supervisor = Supervisor(path, options, opener, captures, slots, resolver, log, sink, handler)
         at_exit.callback(supervisor.close)
         with supervisor.signals():
             supervisor.run(crew)
@@ -120,6 +124,7 @@ class Supervisor:
         options: Options,
         opener: Opener,
         captures: Captures,
+        slots: Slots,
         resolver: Resolver,
         log: SharedLog,
         sink: DirectSink,
@@ -129,6 +134,7 @@ class Supervisor:
         self._options = options
         self._opener = opener
         self._captures = captures
+        self._slots = slots
         self._resolver = resolver
         self._log = log
         self._handler = handler
@@ -145,6 +151,10 @@ class Supervisor:
         for sock in (self._news, self._wake):
             sock.setblocking(False)
         self._selector.register(self._news, selectors.EVENT_READ)
+        slots.follow(
+            lambda sock, ready: self._selector.register(sock, selectors.EVENT_READ, ready),
+            self._selector.unregister,
+        )
         # Told at once, not on a thread: this process relays nothing, and must have no other one.
         captures.follow(
             lambda capture: self._selector.register(
@@ -262,6 +272,7 @@ class Supervisor:
         # What belongs to others: a worker must not keep their channels or sockets open.
         self.close()
         self._captures.abandon()
+        self._slots.abandon()
         ours.close()
         for member in self._members:
             member.channel.close()
@@ -411,12 +422,14 @@ class Supervisor:
         """Let a fresh crew with another generation take over; on StartError nothing has changed."""
         old = self._crew
         held = {one.key: one.sock for one in old.opened}
-        opened = self._opener.open(generation.policy.listeners.values(), held, self._captures.apply)
+        then = self._slots.before(generation.policy.slots(), self._captures.apply)
+        opened = self._opener.open(generation.policy.listeners.values(), held, then)
         fresh = Crew(generation, opened)
         try:
             self._muster(fresh)
         except BaseException:
             self._captures.apply(old.opened)
+            self._slots.apply(old.generation.policy.slots())
             fresh.close()
             raise
         leaving = list(old.members.values())

@@ -49,9 +49,11 @@ class SocketFile:
                 os.unlink(self.path)
 
 
-def listen_at(path: str, mode: int, backlog: int) -> tuple[socket.socket, SocketFile]:
+def listen_at(
+    path: str, mode: int, backlog: int, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> tuple[socket.socket, SocketFile]:
     """A non-blocking listening socket at `path`, and its file; raises StartError."""
-    return _open_at(path, mode, socket.SOCK_STREAM, lambda sock: sock.listen(backlog))
+    return _open_at(path, mode, kind, lambda sock: sock.listen(backlog))
 
 
 def receive_at(path: str, mode: int) -> tuple[socket.socket, SocketFile]:

@@ -1,0 +1,195 @@
+"""The real programs of the family urelay comes from, on the other side: socketbox, ctrtool and their kin.
+
+They are looked for in the folder that URELAY_ORIGIN_DIR names, and a test whose program is not there is
+skipped by its name. What these programs send and expect, byte for byte, is tested without them too:
+tests/README.md says where.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import origin
+from tests.e2e import peers
+from tests.e2e.conftest import Serve
+from tests.e2e.relay import ROOT, Urelay
+from tests.e2e.rig import Namespace, Network, Program, until
+
+pytestmark = pytest.mark.netns
+
+SERVER = "203.0.113.10"
+
+
+@pytest.fixture
+def box(net: Network, stack: ExitStack) -> Namespace:
+    """A namespace with a web server at SERVER."""
+    made = net.namespace("box")
+    made.address("lo", f"{SERVER}/32")
+    stack.enter_context(peers.Server(made.listen(SERVER, 80), peers.web("server")))
+    return made
+
+
+def get(sock: socket.socket) -> bytes:
+    with sock:
+        sock.settimeout(20)
+        sock.sendall(b"GET /name HTTP/1.0\r\n\r\n")
+        return peers.drain(sock).partition(b"\r\n\r\n")[2]
+
+
+def run(stack: ExitStack, netns: Namespace, *argv: object, **options: object) -> Program:
+    program = Program([str(word) for word in argv], netns, **options)  # type: ignore[arg-type]
+    stack.callback(program.stop)
+    return program
+
+
+# --- ctrtool: 1, 2
+
+
+@pytest.mark.origin("ctrtool")
+@pytest.mark.parametrize("way", ["environment", "systemd"])
+def test_a_listener_that_ctrtool_opens_elsewhere(
+    net: Network, box: Namespace, stack: ExitStack, tmp_path: Path, way: str
+) -> None:
+    place = {"environment": "fd env CTRTOOL_NS_OPEN_FILE_FD_1", "systemd": 'systemd "unknown"'}[way]
+    policy = tmp_path / "site.urr"
+    policy.write_text(f"listen lan = socks {place}\nmatch {SERVER} -> direct\n")
+    inside = net.namespace("inside")
+    ctrtool = str(origin("ctrtool"))
+    prefix = [ctrtool, "ns_open_file", "-o", "1", "-n", "-N", inside.path, "-d", "inet"]
+    prefix += ["-4", "127.0.0.1,1080,a", "-l", "128"]
+    if way == "systemd":
+        prefix += [ctrtool, "set_fds", "-s", "-e", ":CTRTOOL_NS_OPEN_FILE_FD_1"]
+    relay = Urelay(policy, box, prefix=prefix, env={"PYTHONPATH": str(ROOT)})
+    stack.callback(relay.stop)
+    relay.ready()
+    assert relay.namespaces() == {box.inode()}
+    client = inside.connect("127.0.0.1", 1080)
+    assert peers.socks5(client, peers.literal(SERVER), 80) == 0
+    assert get(client) == b"server"
+    relay.finish()
+
+
+# --- socketbox: 14, 15, 16
+
+
+@pytest.mark.origin("socketbox")
+def test_socketbox_hands_its_connections_to_us(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path
+) -> None:
+    serve(f'listen box = forward socketbox "box" to {SERVER}:80\nmatch {SERVER} -> direct\n', box)
+    sender = run(
+        stack, box, origin("socketbox"), "-l", "::ffff:127.0.0.1", "-p", 1080, "-S", tmp_path / "box"
+    )
+    sender.wait_listening(1080)
+    assert get(box.connect("127.0.0.1", 1080)) == b"server"
+
+
+@pytest.mark.origin("socketbox-inetd")
+def test_we_hand_our_connections_to_socketbox_inetd(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path
+) -> None:
+    serve(f'listen web = forward 127.0.0.1:1080 to {SERVER}:80\nmatch {SERVER} -> to socketbox "box"\n', box)
+    run(stack, box, origin("socketbox-inetd"), tmp_path / "box", "echo", "hello")
+    until((tmp_path / "box").is_socket, "it receives")
+    with box.connect("127.0.0.1", 1080) as client:
+        assert peers.drain(client) == b"hello\n"
+
+
+@pytest.mark.origin("socketbox-relay")
+def test_we_hand_our_connections_to_socketbox_relay(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path
+) -> None:
+    serve(f'listen web = forward 127.0.0.1:1080 to {SERVER}:80\nmatch {SERVER} -> to socketbox "box"\n', box)
+    target = ("-c", f"::ffff:{SERVER}", "-p", 80)
+    run(stack, box, origin("socketbox-relay"), "-s", tmp_path / "box", *target)
+    until((tmp_path / "box").is_socket, "it receives")
+    assert get(box.connect("127.0.0.1", 1080)) == b"server"
+
+
+@pytest.mark.origin("python-socketbox")
+def test_python_socketbox_hands_its_connections_to_us(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path
+) -> None:
+    config = {
+        "socketbox-version": 1,
+        "daemon": {},
+        "incoming": [{"address": "::ffff:127.0.0.1", "port": 1080}],
+        "outgoing": [{"uid": 0, "path_nr": 0}, {"uid": 0, "path_nr": 0}],
+        "paths": [{"socket": str(tmp_path / "slots"), "uid": 0, "gid": 0}],
+        "rules": {"_start": {"type": "rule", "rules": [{"jump": "o:1"}]}},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    command = (sys.executable, origin("python-socketbox") / "socketbox_main.py", tmp_path / "config.json")
+    sender = run(stack, box, *command)
+    sender.wait_listening(1080)
+    until((tmp_path / "slots").is_socket, "it takes registrations")
+    listener = f'listen box = forward socketbox "slots" slot 1 to {SERVER}:80\n'
+    relay = serve(f"{listener}match {SERVER} -> direct\n", box, "--workers", "2")
+    assert get(box.connect("127.0.0.1", 1080)) == b"server"
+    relay.reload()
+    assert get(box.connect("127.0.0.1", 1080)) == b"server"
+    since = len(relay.lines)
+    sender.stop()
+    run(stack, box, *command).wait_listening(1080)
+    relay.wait_line("registered for slot 1 again", since)
+    assert get(box.connect("127.0.0.1", 1080)) == b"server"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param("socketbox-inetd-p", marks=pytest.mark.origin("socketbox-inetd-p")),
+        pytest.param("client_test.py", marks=pytest.mark.origin("python-socketbox")),
+    ],
+)
+def test_programs_register_with_us(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path, program: str
+) -> None:
+    listener = f"listen web = forward 127.0.0.1:1080 to {SERVER}:80\n"
+    serve(f'{listener}match {SERVER} -> to socketbox "slots" slot 7\n', box)
+    if program == "client_test.py":
+        command = [sys.executable, origin("python-socketbox") / program]
+    else:
+        command = [origin(program)]
+    run(stack, box, *command, tmp_path / "slots", 7, "echo", "hello")
+    until((tmp_path / "slots.7").is_socket, "it is registered")
+    for _ in range(3):
+        with box.connect("127.0.0.1", 1080) as client:
+            assert peers.drain(client) == b"hello\n"
+
+
+# --- u-relay-tproxy: 10, 11
+
+
+@pytest.mark.origin("liburelay-tproxy.so")
+def test_a_program_whose_connections_u_relay_tproxy_announces(
+    box: Namespace, serve: Serve, tmp_path: Path
+) -> None:
+    """Type 2: a header of 232 bytes, whose address block is padded to 216."""
+    relay = serve(
+        f'listen in = transparent unix "in.sock" {{ accept-proxy }}\nmatch {SERVER} -> direct\n', box
+    )
+    path = str(tmp_path / "in.sock").encode() + b"\0"
+    path += bytes(-len(path) % 8)
+    address = bytes(10) + b"\xff\xff" + socket.inet_aton(SERVER)
+    entry = struct.pack(">16sBBHI8x", address, 128, 2, len(path), 0)
+    whole = struct.pack(">IHHII", 0xF200A01F, 1, 1, 0, 0) + entry + path
+    (tmp_path / "tproxy").write_bytes(whole + bytes(4096 - len(whole)))
+    script = (
+        f"import socket; s = socket.create_connection(({SERVER!r}, 80)); "
+        r"s.sendall(b'GET /name HTTP/1.0\r\n\r\n'); print(s.makefile('rb').read().decode())"
+    )
+    done = box.run(
+        "env", f"LD_PRELOAD={origin('liburelay-tproxy.so')}", f"URELAY_TPROXY_FILE={tmp_path}/tproxy",
+        sys.executable, "-c", script,
+    )  # fmt: skip
+    assert done.stdout.rstrip().endswith(b"server"), done.stderr
+    (record,) = relay.records(1)
+    assert record["destination"] == SERVER
