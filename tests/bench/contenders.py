@@ -64,6 +64,10 @@ def routes(count: int) -> list[str]:
     return [f"match {prefix} -> {fate}" for prefix, fate in found.items()]
 
 
+_CROWD = "limit 100000 per source"
+"""The load is one client with thousands of connections, which is a quarter of a relay's room by default"""
+
+
 def _urelay(site: Site, listeners: str, action: str) -> list[str]:
     decides = [f"match 10.9.9.0/24 -> deny\nmatch {ADDRESS} port {ECHO}-{SINK} -> {action}"]
     policy = site.write("bench.urr", "\n".join([listeners, *routes(ROUTES - 2), *decides, ""]))
@@ -74,8 +78,8 @@ def _urelay(site: Site, listeners: str, action: str) -> list[str]:
 
 def _forward_to(site: Site, action: str) -> Recipe:
     listeners = (
-        f"listen echo = forward 127.0.0.1:{site.port} to {ADDRESS}:{ECHO}\n"
-        f"listen sink = forward 127.0.0.1:{site.port + 1} to {ADDRESS}:{SINK}"
+        f"listen echo = forward 127.0.0.1:{site.port} to {ADDRESS}:{ECHO} {{ {_CROWD} }}\n"
+        f"listen sink = forward 127.0.0.1:{site.port + 1} to {ADDRESS}:{SINK} {{ {_CROWD} }}"
     )
     return two_ports(site, _urelay(site, listeners, action))
 
@@ -83,7 +87,8 @@ def _forward_to(site: Site, action: str) -> Recipe:
 def _transparent_to(site: Site, action: str, upstream: str = "") -> Recipe:
     lan = site.netns("lan")
     listeners = "\n".join(
-        f'listen lan{port} = transparent 0.0.0.0:{port} {{ netns "{lan}" }}' for port in (ECHO, SINK)
+        f'listen lan{port} = transparent 0.0.0.0:{port} {{ netns "{lan}", {_CROWD} }}'
+        for port in (ECHO, SINK)
     )
     return Recipe(_urelay(site, f"{listeners}\n{upstream}", action), netns=lan)
 
@@ -105,7 +110,9 @@ def _via(site: Site) -> Recipe:
 
 
 def _socks(site: Site) -> Recipe:
-    return socks_server(site, _urelay(site, f"listen socks = socks 127.0.0.1:{site.port}", "direct"))
+    return socks_server(
+        site, _urelay(site, f"listen socks = socks 127.0.0.1:{site.port} {{ {_CROWD} }}", "direct")
+    )
 
 
 ALL = (
