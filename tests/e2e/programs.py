@@ -135,7 +135,7 @@ def haproxy(
     config = folder / "haproxy.cfg"
     config.write_text(
         "global\n    maxconn 100\n    nbthread 1\n    stats timeout 5s\n"
-        "defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 20s\n    timeout server 20s\n"
+        "defaults\n    mode tcp\n    timeout connect 20s\n    timeout client 30s\n    timeout server 30s\n"
         + textwrap.dedent(sections)
     )
     binary = find("haproxy")

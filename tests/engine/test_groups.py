@@ -377,7 +377,7 @@ def test_a_client_stays_with_its_member_and_is_moved_when_that_fails() -> None:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.002)
 
