@@ -245,12 +245,16 @@ def test_a_name_nobody_knows_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "failure"), [(refusing, Failure.REFUSED), (silent, Failure.TIMEOUT)], ids=["refused", "silent"]
+    ("place", "timeouts", "failure"),
+    [(refusing, FAST, Failure.REFUSED), (silent, IMPATIENT, Failure.TIMEOUT)],
+    ids=["refused", "silent"],
 )
-def test_an_address_that_does_not_answer_is_told(place: Callable[[], object], failure: Failure) -> None:
+def test_an_address_that_does_not_answer_is_told(
+    place: Callable[[], object], timeouts: Timeouts, failure: Failure
+) -> None:
     async def main() -> None:
         with place() as there:  # type: ignore[attr-defined]
-            error = await World([ANY_DIRECT], timeouts=IMPATIENT).fail(there.host, there.port)
+            error = await World([ANY_DIRECT], timeouts=timeouts).fail(there.host, there.port)
             assert error.failure is failure
             assert str(there) in str(error)
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests import strategies as by_hand
 from tests.engine.rig import MIB, PATIENCE_S, in_thread, pattern, read_all, reset
+from tests.engine.test_connect import refusing
 from tests.engine.test_relay import World, endpoint, exactly, socks5, world  # noqa: F401
 from urelay.engine.connect import Timeouts
 from urelay.engine.dial import Dialer
@@ -213,13 +214,12 @@ def test_a_proxy_that_says_nothing_has_the_time_of_a_dial(world: Make) -> None:
 
 def test_nobody_at_the_proxys_address_is_told_with_its_name(world: Make) -> None:
     here = world()
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        gate = endpoint(gone)
-    through(here, gate)
-    client = here.connect(here.listen(ListenerKind.SOCKS))
-    client.sendall(b"\5\1\0" + REQUEST)
-    read_all(client)
-    record = here.record()
+    with refusing() as gate:
+        through(here, gate)
+        client = here.connect(here.listen(ListenerKind.SOCKS))
+        client.sendall(b"\5\1\0" + REQUEST)
+        read_all(client)
+        record = here.record()
     assert record.error == f"upstream `corp`: {gate}: connection refused"
     assert (record.tries, record.dialed) == ((str(gate),), None)
 

@@ -216,7 +216,7 @@ def test_a_namespace_without_ipv6_is_captured_for_ipv4(fresh: Lab, way: str) -> 
 
 def test_addresses_that_come_and_go_are_noticed(lab: Lab, way: str) -> None:
     def told() -> None:
-        assert select.select([capture.monitor], [], [], 10)[0]
+        assert select.select([capture.monitor], [], [], 20)[0]
         capture.drain()
         assert not select.select([capture.monitor], [], [], 0)[0]
         capture.refresh()
