@@ -226,7 +226,7 @@ ASKED_SOURCES: tuple[Address | None, ...] = (
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tables(), st.sampled_from((MAIN, "guests")), st.randoms(use_true_random=False))
 def test_cells_of_everything_decide_as_the_forwarder_does(
     table: Table, name: str, chance: random.Random
