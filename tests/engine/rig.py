@@ -131,7 +131,7 @@ class Rig:
 
     def directions(self) -> list[Direction]:
         """Every direction that the poller knows."""
-        return [each for each in self.poller._handlers.values() if isinstance(each, Direction)]
+        return [each for each in self.poller.handlers.values() if isinstance(each, Direction)]
 
     def held(self) -> list[int]:
         """What each direction holds, in bytes."""

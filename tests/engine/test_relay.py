@@ -223,7 +223,7 @@ def test_a_forward_listener_leads_to_its_endpoint_and_is_recorded(world: Callabl
         "end",
         None,
         "main",
-        here.relay.table.digest,
+        here.relay.rules.table.digest,
     )
 
 
@@ -662,7 +662,7 @@ def test_a_reload_changes_newcomers_only(world: Callable[..., World]) -> None:
     old = here.connect(address)
     other = here.accepted(server)
     closed = table(("any", Deny()))
-    here.thread.call(lambda: here.relay.replace(closed, here.relay.dialer))
+    here.thread.call(lambda: here.relay.replace(closed, here.relay.rules.dialer))
     assert here.is_reset(address)
     old.sendall(b"still here")
     assert other.recv(20) == b"still here"
@@ -675,7 +675,7 @@ def test_a_client_in_the_middle_of_its_handshake_keeps_its_policy(world: Callabl
     client = here.connect(here.listen(ListenerKind.SOCKS))
     client.sendall(b"\5\1\0")
     assert client.recv(2) == b"\5\0"
-    here.thread.call(lambda: here.relay.replace(table(("any", Deny())), here.relay.dialer))
+    here.thread.call(lambda: here.relay.replace(table(("any", Deny())), here.relay.rules.dialer))
     client.sendall(socks5(LOOPBACK, endpoint(server).port))
     assert client.recv(2) == b"\5\0"
     here.accepted(server)

@@ -359,6 +359,6 @@ def test_a_reload_in_the_middle_of_a_head_changes_nothing_for_it(world: Make) ->
     head = connect("127.0.0.1", endpoint(server).port)
     client.sendall(head[:20])
     until(lambda: here.stats().handshaking)
-    here.thread.call(lambda: here.relay.replace(table(("any", Deny())), here.relay.dialer))
+    here.thread.call(lambda: here.relay.replace(table(("any", Deny())), here.relay.rules.dialer))
     client.sendall(head[20:])
     assert exactly(client, len(GRANTED)) == GRANTED

@@ -240,7 +240,7 @@ def test_a_proxy_on_a_unix_socket(world: Make, tmp_path: Path) -> None:
 
 def to_unix(here: World, path: Path) -> None:
     policy = by_hand.policy([by_hand.route(by_hand.region("any"), Unix(str(path)))])
-    here.thread.call(lambda: here.relay.replace(compile_policy(policy), here.relay.dialer))
+    here.thread.call(lambda: here.relay.replace(compile_policy(policy), here.relay.rules.dialer))
 
 
 def test_a_unix_socket_is_reached_without_a_task(world: Make, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_routes_limit_is_told_in_the_clients_terms_and_other_routes_go_on(worl
     )
     rest = by_hand.route(by_hand.region("127.0.0.0/8"), Direct(), 2)
     routes = compile_policy(by_hand.policy([mail, rest]))
-    here.thread.call(lambda: here.relay.replace(routes, here.relay.dialer))
+    here.thread.call(lambda: here.relay.replace(routes, here.relay.rules.dialer))
     address = here.listen(ListenerKind.SOCKS)
 
     def ask(to: Endpoint) -> socket.socket:

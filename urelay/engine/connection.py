@@ -13,7 +13,7 @@ Most connections are asked nothing and go the short way, and what they pass thro
 dearest part of a short connection. So whatever only the others need is in their Handshake, and
 texts are made when the log wants them.
 
-The table and the dialer are captured at accept: a reload in the middle of a handshake changes
+The rules are captured at accept: a reload in the middle of a handshake changes
 nothing for this client, and its decision and its way out come from one policy.
 """
 
@@ -64,15 +64,16 @@ _HANDSHAKE, _CONNECTING, _DIALING, _HELD, _FLOWING, _OVER = range(6)
 _DIRECT = Outcome.DIRECT
 _SOCKET = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _INET, _INET6, _UNIX = (int(each) for each in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX))
-_TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 _OUT = select.EPOLLOUT
+_EINPROGRESS = errno.EINPROGRESS
+_new_record = tuple.__new__
 
 
 class Connection(Flow):
     """A client of the relay. It stands for its way out in the poller until that is connected."""
 
     __slots__ = (
-        "_dialed", "_dialer", "_shortcut", "_state", "_table", "_upstream", "acceptor", "address", "asked",
+        "_dialed", "_rules", "_shortcut", "_state", "_until", "_upstream", "acceptor", "address", "asked",
         "client", "decision", "handshake", "id", "relay", "started", "ts",
     )  # fmt: skip
 
@@ -88,13 +89,12 @@ class Connection(Flow):
         self.ts = time.time()
         self.started = relay.poller.now
         self.slot = 0
-        self.due = 0.0
+        self.due = relay.poller.now + relay.first_look_s
         self.handshake: Handshake | None = None
         """Of a client that is asked something, or that waits for a dial of several steps"""
         self.asked: Endpoint | None = None
         self.decision: Decision | None = None
-        self._table = relay.table
-        self._dialer = relay.dialer
+        self._rules = relay.rules
         self._state = _HANDSHAKE
         self._shortcut: Shortcut | None = None
         self._upstream: SocketType | None = None
@@ -186,7 +186,10 @@ class Connection(Flow):
             self.ended(End.DENIED, _why_denied(self.decision))
             self.relay.poller.retire(self.client)
         elif self._state is _CONNECTING:
-            self._connect_failed(errno.ETIMEDOUT)
+            if now < self._until:
+                self.relay.wheel.set(self, self._until)
+            else:
+                self._connect_failed(errno.ETIMEDOUT)
 
     def on_crash(self) -> None:
         """A fault of ours: let go of the client."""
@@ -222,13 +225,31 @@ class Connection(Flow):
             source: Address | None = packed(address[0])
         else:
             source = self._source
-        decision = self._table.decide(asked.host, asked.port, source, self.acceptor.name)
+        decision = self._rules.decide(asked.host, asked.port, source, self.acceptor.name)
         if decision.outcome is _DIRECT and not decision.needs_address:
             self.decision = decision
-            if decision.settings.limit_per_source is None or self._is_within(decision.settings):
-                self._connect(decision.destination or asked)
+            if decision.settings.limit_per_source is not None and not self._is_within(decision.settings):
+                return
+            # The short way: one socket to one address.
+            self._dialed = target = decision.destination or asked
+            host, port = target
+            relay = self.relay
+            if port in relay.own.ports and self._leads_back(target):
+                return
+            assert isinstance(host, bytes)
+            family = _INET if len(host) == 4 else _INET6
+            self._open(family, (kernel_text(host), port), relay.limits.connect_s)
         else:
             self._conclude(decision)
+
+    def _leads_back(self, target: Endpoint) -> bool:
+        """Whether `target` is a listener of ours; then the client has been told so."""
+        assert isinstance(target.host, bytes)
+        own = self.relay.own.leads_back(target.host, target.port)
+        if own is not None:
+            self._dialed = None
+            self._fail(Failure.REFUSED, f"{target} is our own listener `{own}`")
+        return own is not None
 
     def _conclude(self, decision: Decision) -> None:
         self.decision = decision
@@ -284,23 +305,10 @@ class Connection(Flow):
 
     # --- the short way out
 
-    def _connect(self, target: Endpoint) -> None:
-        """One socket to one address."""
-        host, port = target
-        assert isinstance(host, bytes)
-        relay = self.relay
-        if port in relay.own.ports:
-            own = relay.own.leads_back(host, port)
-            if own is not None:
-                self._fail(Failure.REFUSED, f"{target} is our own listener `{own}`")
-                return
-        self._dialed = target
-        self._open(_INET if len(host) == 4 else _INET6, (kernel_text(host), port), relay.limits.connect_s)
-
     def _find_shortcut(self, decision: Decision) -> Shortcut | None:
         assert self.asked is not None
         whom = Asked(self.asked, self._source, self.acceptor.name)
-        return self._dialer.shortcuts.find(self._table.policy, decision, self._target, whom)
+        return self._rules.dialer.shortcuts.find(self._rules.table.policy, decision, self._target, whom)
 
     def _take(self, shortcut: Shortcut) -> None:
         """One socket to a place that stands in the policy, and perhaps a proxy to ask there."""
@@ -328,12 +336,12 @@ class Connection(Flow):
         self._upstream = upstream
         self._state = _CONNECTING
         try:
-            if family != _UNIX:
-                upstream.setsockopt(_TCP, _NODELAY, 1)
             code = upstream.connect_ex(address)  # type: ignore[arg-type]
-            if code == errno.EINPROGRESS:
+            if code == _EINPROGRESS:
                 relay.poller.add(upstream, self)
-                relay.wheel.set(self, relay.poller.now + timeout_s)
+                self._until = until = relay.poller.now + timeout_s
+                if until < self.due:
+                    relay.wheel.set(self, until)
                 return
         except OSError as error:
             code = error.errno or errno.EIO
@@ -362,7 +370,7 @@ class Connection(Flow):
         upstream, dialed = self._upstream, self._dialed
         assert upstream is not None
         if isinstance(dialed, Endpoint) and dialed.port >= self.relay.first_ephemeral_port:
-            if own_end(upstream) == dialed:
+            if upstream.getsockname()[1] == dialed.port and own_end(upstream) == dialed:
                 # The kernel picked the very port that was asked for, and connected the socket to itself.
                 self._upstream = None
                 self._give_up(upstream)
@@ -403,7 +411,7 @@ class Connection(Flow):
         except OSError as error:
             self.proxy_failed(DialError(Failure.ERROR, _words(error.errno)))
             return
-        relay.wheel.set(self, relay.poller.now + self._dialer.patience_s)
+        relay.wheel.set(self, relay.poller.now + self._rules.dialer.patience_s)
         asking.on_event(0)
 
     def proxy_connected(self, told: int, early_down: bytes) -> None:
@@ -482,9 +490,9 @@ class Connection(Flow):
     async def _dial(self, handshake: Handshake, decision: Decision, asked: Endpoint) -> None:
         """Cancelled when the client leaves."""
         try:
-            judge = self.relay.judge(self._table)
+            judge = self.relay.judge(self._rules.table)
             whom = Asked(asked, self._source, self.acceptor.name, self.peer)
-            dialed = await self._dialer.dial(judge, decision, whom, self.relay.own)
+            dialed = await self._rules.dialer.dial(judge, decision, whom, self.relay.own)
         except Denied as denied:
             self._conclude(denied.decision)
         except DialError as error:
@@ -550,7 +558,7 @@ class Connection(Flow):
         idle_s = self.decision.settings.idle_timeout_s
         if idle_s is None:
             idle_s = self.acceptor.idle_s
-        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early, early_down)
+        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early, early_down, True)
 
     # --- the end
 
@@ -583,9 +591,9 @@ class Connection(Flow):
             peer: Endpoint | None = Endpoint(packed(address[0]), address[1])
         else:
             peer = self.peer
-        self._state = _OVER
-        if self.slot:
+        if self._state is not _FLOWING:
             relay.wheel.cancel(self)
+        self._state = _OVER
         user: str | None = None
         tries: tuple[str, ...] = ()
         if handshake is not None:
@@ -596,13 +604,15 @@ class Connection(Flow):
             task, handshake.task = handshake.task, None
             if task is not None and task is not asyncio.current_task(relay.loop):
                 task.cancel()
-        relay.ended(
-            self,
-            Record(
-                self.id, self.ts, self.acceptor.name, peer, self.asked, user, self.decision,
-                self._dialed, tries, bytes_up, bytes_down, relay.poller.now - self.started, end, error,
+        # Not Record(…), whose __new__ is a function of Python's that does just this.
+        record = _new_record(
+            Record,
+            (
+                self.id, self.ts, self.acceptor.name, peer, self.asked, user, self.decision, self._dialed,
+                tries, bytes_up, bytes_down, relay.poller.now - self.started, end, error,
             ),
         )  # fmt: skip
+        relay.ended(self, record)
         # It knows us: kept, the two would wait for the garbage collector.
         self.handshake = None
 

@@ -13,6 +13,7 @@ import errno
 import os
 import select
 import socket
+from select import EPOLLOUT
 from typing import TYPE_CHECKING
 
 from urelay.engine.pump import BEHIND, OVER, Direction, Pump
@@ -53,31 +54,46 @@ class Flow:
         upstream_told: int | None = None,
         early_up: bytes = b"",
         early_down: bytes = b"",
+        delayed: bool = False,
     ) -> None:
         """Begin to move bytes between two non-blocking sockets.
 
         A socket that the poller watches already comes with the events it has `told` so far. What was
         read of them already comes first: `early_up` is what the client sent behind its request,
-        `early_down` what came behind a proxy's answer. When the kernel will not watch another socket
+        `early_down` what came behind a proxy's answer. `delayed`: TCP_NODELAY is not set on the upstream
+        yet; the listener's clients inherit it. When the kernel will not watch another socket
         the flow ends at once.
         """
         poller = pump.poller
         now = self._opened = poller.now
-        self.up = up = Direction(pump, client, upstream, early_up, now)
-        self.down = down = Direction(pump, upstream, client, early_down, now)
-        up.back, down.back = down, up
+        self.up = up = Direction(pump, client, upstream, early_up, now, not delayed)
+        self.down = down = Direction(pump, upstream, client, early_down, now, True)
+        up.back = down
+        down.back = up
         up.flow = down.flow = self
         self.reset_by = 0.0
         self._pump = pump
         self._idle_s = idle_s
         self._kept_alive = False
-        look_s = pump.first_look_s
-        pump.wheel.set(self, now + (idle_s if 0 < idle_s < look_s else look_s))
+        if not now < self.due <= now + pump.first_look_s or 0 < idle_s < pump.first_look_s:
+            self._await_first_look(idle_s)
         try:
-            self._listen(down, upstream_told)
-            self._listen(up, client_told)
+            # Nearly always the one is watched and has told only that it connected, and the other is new.
+            if upstream_told == EPOLLOUT and not early_up:
+                poller.handlers[upstream.fileno()] = down
+            else:
+                self._listen(down, upstream_told)
+            if client_told is None and not early_down:
+                poller.add(client, up)
+            else:
+                self._listen(up, client_told)
         except OSError as error:
             self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
+
+    def _await_first_look(self, idle_s: float) -> None:
+        """A turn in time for whatever may be over first, unless one comes before it anyway."""
+        look_s = self._pump.first_look_s
+        self._pump.wheel.set(self, self._opened + (idle_s if 0 < idle_s < look_s else look_s))
 
     def _listen(self, direction: Direction, told: int | None) -> None:
         poller = self._pump.poller
@@ -167,15 +183,18 @@ class Flow:
         """Close both sockets, those in `reset` with a reset, and tell `ended`. Once."""
         up, down = self.up, self.down
         up.state = down.state = OVER
-        for direction in (up, down):
-            if direction.held or direction.pipe is not None:
-                direction.let_go()
+        if up.held or up.pipe is not None:
+            up.let_go()
+        if down.held or down.pipe is not None:
+            down.let_go()
         for sock in reset:
             reset_on_close(sock)
         pump = self._pump
-        pump.poller.retire(up.src)
-        pump.poller.retire(down.src)
-        pump.wheel.cancel(self)
+        pump.poller.retire(up.src, down.src)
+        if self.slot:
+            pump.wheel.cancel(self)
+        else:
+            pump.wheel.young.pop(self, None)
         del up.back, up.flow, down.back, down.flow, self.up, self.down
         self.ended(end, error, up.count, down.count)
 

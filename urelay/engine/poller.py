@@ -85,7 +85,8 @@ class Poller(selectors.BaseSelector):
         self.batches = 0
         """Wake-ups for relayed sockets so far: a relay that spins shows here"""
         self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
+        self.handlers: dict[int, Handler] = {}
+        """Who stands for each watched descriptor"""
         self._again: deque[Resumable] = deque()
         self._last: list[Last] = []
         self._retired: list[SocketType] = []
@@ -96,40 +97,43 @@ class Poller(selectors.BaseSelector):
         self._epoll.register(self._asyncio.fileno(), select.EPOLLIN)
 
     def __len__(self) -> int:
-        return len(self._handlers)
+        return len(self.handlers)
 
     def add(self, sock: SocketType, handler: Handler, events: int = EDGE) -> None:
         """Watch `sock`. What it is ready for already is reported too. Raises OSError (ENOSPC, ENOMEM)."""
         fd = sock.fileno()
         self._epoll.register(fd, events)
-        self._handlers[fd] = handler
+        self.handlers[fd] = handler
 
     def assign(self, sock: SocketType, handler: Handler) -> None:
         """Let another handler stand for a watched socket; it must look for itself what is ready."""
-        self._handlers[sock.fileno()] = handler
+        self.handlers[sock.fileno()] = handler
 
     def remove(self, sock: SocketType) -> None:
         """Watch `sock` no longer, and leave it open."""
-        if self._handlers.pop(sock.fileno(), None) is not None:
+        if self.handlers.pop(sock.fileno(), None) is not None:
             self._epoll.unregister(sock.fileno())
 
     def watches(self, sock: SocketType) -> bool:
         """Whether `sock` is watched."""
-        return sock.fileno() in self._handlers
+        return sock.fileno() in self.handlers
 
     def share(self, sock: SocketType) -> None:
         """Another process may have `sock` too, so closing it will not make the kernel forget it."""
         self._shared.add(sock.fileno())
 
-    def retire(self, sock: SocketType) -> None:
-        """Forget and close `sock`: at the end of the batch, or now if there is none."""
-        watched = self._handlers.pop(sock.fileno(), None) is not None
-        if self._shared:
-            self._forget_shared(sock.fileno(), watched)
+    def retire(self, *socks: SocketType) -> None:
+        """Forget and close them: at the end of the batch, or now if there is none."""
+        for sock in socks:
+            fd = sock.fileno()
+            watched = self.handlers.pop(fd, None) is not None
+            if self._shared:
+                self._forget_shared(fd, watched)
         if self._in_batch:
-            self._retired.append(sock)
+            self._retired += socks
         else:
-            sock.close()
+            for sock in socks:
+                sock.close()
 
     def _forget_shared(self, fd: int, watched: bool) -> None:
         # epoll forgets a socket with its last descriptor, and would report this one under a number
@@ -158,7 +162,7 @@ class Poller(selectors.BaseSelector):
         if not events and not self._again:
             return []
         self._in_batch = True
-        handlers = self._handlers
+        handlers = self.handlers
         for_asyncio = False
         for fd, mask in events:
             handler = handlers.get(fd)
@@ -216,7 +220,7 @@ class Poller(selectors.BaseSelector):
         """Stop watching everything. Open sockets are their owners' to close."""
         self._epoll.close()
         self._asyncio.close()
-        self._handlers.clear()
+        self.handlers.clear()
         self._again.clear()
 
 

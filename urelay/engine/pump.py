@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 
 from urelay.engine.pipes import Pipe, PipePool
 from urelay.engine.record import End
-from urelay.engine.tcp import unacknowledged
+from urelay.engine.tcp import be_prompt, unacknowledged
 
 if TYPE_CHECKING:
     import asyncio
@@ -59,6 +59,7 @@ PROOF_BYTES = 1 << 19
 """What a peer has acknowledged when it is proven to read: more than any kernel takes unread by default"""
 _SMALL_BURST = 1 << 14
 """A splice that brings less is dearer than a copy"""
+_COPY_ONLY = -1
 _PIPED_REST = 1 << 12
 """What a copy left over is held in a pipe from here on"""
 _TURN_BURSTS = 16
@@ -72,6 +73,7 @@ _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
 BEHIND = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _DEAD = select.EPOLLHUP | select.EPOLLERR
+_RARE = select.EPOLLPRI | select.EPOLLERR
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 _LONGEST_CHECK_S = 60.0
@@ -149,8 +151,8 @@ class Direction:
     """Bytes one way. It stands for its source in the poller."""
 
     __slots__ = (
-        "back", "burst", "copy_only", "count", "dst", "eager", "errno", "flow", "held", "last", "pipe",
-        "pump", "rest", "src", "state",
+        "back", "burst", "count", "dst", "eager", "errno", "flow", "held", "last", "pipe", "prompt", "pump",
+        "rest", "src", "state",
     )  # fmt: skip
 
     back: Direction
@@ -158,7 +160,9 @@ class Direction:
     flow: Flow
     """Unset when the flow is over"""
 
-    def __init__(self, pump: Pump, src: SocketType, dst: SocketType, early: bytes, now: float) -> None:
+    def __init__(
+        self, pump: Pump, src: SocketType, dst: SocketType, early: bytes, now: float, prompt: bool
+    ) -> None:
         self.pump = pump
         self.src = src
         self.dst = dst
@@ -167,23 +171,34 @@ class Direction:
         """Bytes the destination's kernel has taken"""
         self.held = len(early)
         """Bytes read and not delivered: in `pipe` if there is one, else in `rest`"""
-        self.rest: bytes | memoryview = early
+        if early:
+            self.rest: bytes | memoryview = early
         self.pipe: Pipe | None = None
         self.burst = 0
-        """What one splice asks for; 0 means copying"""
-        self.copy_only = False
+        """What one splice asks for; 0: copying until a burst is large; _COPY_ONLY: copying for ever"""
         self.eager = False
         self.errno = 0
         """The first error of `src`"""
         self.last = now
         """Loop time of the last progress"""
+        self.prompt = prompt
+        """Whether `dst` sends small bursts at once. Nagle's rule holds back none but the second and later
+        ones, so a connection that says one thing need not pay the system call that switches it off"""
 
     def on_event(self, events: int) -> None:
         """`src` is ready for something."""
-        if events & _OUT and self.state != OVER and self.back.held:
+        if events & _OUT and self.back.held:
             self.back.move()
+            if self.state == OVER:
+                return
         if events & BEHIND:
-            self._look_behind(events)
+            self.eager = True
+            if events & _RARE:
+                self._prepare(events)
+            if not self.state:
+                self.move()
+            if events & _DEAD and self.state == ENDED and not self.errno:
+                self._has_died(events)
         elif events & _IN:
             self.move()
 
@@ -205,7 +220,7 @@ class Direction:
         pump = self.pump
         moved = 0
         for _ in range(_TURN_BURSTS):
-            if self.burst:
+            if self.burst > 0:
                 size = self._splice()
                 if not size:
                     return
@@ -226,6 +241,8 @@ class Direction:
                 self._source_ended()
                 return
             self.last = pump.poller.now
+            if self.count and not self.prompt:
+                self._be_prompt()
             try:
                 sent = self.dst.send(pump.view[:size])
             except BlockingIOError:
@@ -238,8 +255,9 @@ class Direction:
                 self._hold(pump.view[sent:size])
                 return
             if size == BUFFER_BYTES:
-                if not self.copy_only:
+                if not self.burst:
                     self.burst = FIRST_BURST
+                    self._be_prompt()
             elif not self.eager:
                 return
         pump.poller.again(self)
@@ -325,7 +343,7 @@ class Direction:
                 return self._flush_by_copy()
             self._sink_broke(error.errno or errno.EIO)
             return False
-        if not self.burst:
+        if self.burst <= 0:
             self._return_pipe()
         return True
 
@@ -339,12 +357,16 @@ class Direction:
         self._stop_splicing()
         return self._flush()
 
+    def _be_prompt(self) -> None:
+        if not self.prompt:
+            self.prompt = True
+            be_prompt(self.dst)
+
     def _keep_urgent_data_in_place(self) -> None:
         self.src.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
     def _stop_splicing(self) -> None:
-        self.copy_only = True
-        self.burst = 0
+        self.burst = _COPY_ONLY
 
     def _return_pipe(self) -> None:
         if self.pipe is not None:
@@ -359,6 +381,7 @@ class Direction:
     def _hold(self, rest: memoryview) -> None:
         """Keep what a copy could not deliver. The buffer is everybody's, so it must be emptied now."""
         self.held = len(rest)
+        self._be_prompt()
         pipe = self.pump.pipes.take() if len(rest) >= _PIPED_REST else None
         if pipe is not None:
             # An empty pipe of 64 KiB or more takes a whole buffer; else it goes, bytes and all.
@@ -371,26 +394,24 @@ class Direction:
     def _reader_is_proven(self) -> bool:
         return self.burst > FIRST_BURST or self.count - unacknowledged(self.dst) >= PROOF_BYTES
 
-    def _look_behind(self, events: int) -> None:
-        """More than data was announced: an end, an error, or urgent data."""
+    def _prepare(self, events: int) -> None:
+        """Urgent data or an error was announced, and has not been looked for."""
         if events & select.EPOLLPRI:
             # A splice would stop in front of it for ever.
             self._keep_urgent_data_in_place()
             self._stop_splicing()
             if not self.held:
                 self._return_pipe()
-        self.eager = True
-        if self.state == OPEN:
-            if self.held and events & select.EPOLLERR:
-                # It broke behind data that cannot be delivered yet; the error stays where it is.
-                self.flow.expect_reset(self)
-            self.move()
-        if self.state == ENDED and not self.errno and events & _DEAD:
-            # It had said its last word, and now takes none either.
-            if self.src.family == socket.AF_UNIX and not events & select.EPOLLERR:
-                self.flow.finish(End.EOF)
-            else:
-                self._source_broke(self.src.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        if self.state == OPEN and self.held and events & select.EPOLLERR:
+            # It broke behind data that cannot be delivered yet; the error stays where it is.
+            self.flow.expect_reset(self)
+
+    def _has_died(self, events: int) -> None:
+        """It had said its last word, and now takes none either."""
+        if self.src.family == socket.AF_UNIX and not events & select.EPOLLERR:
+            self.flow.finish(End.EOF)
+        else:
+            self._source_broke(self.src.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
     def _source_ended(self) -> None:
         """The source yields no more; nothing is held."""

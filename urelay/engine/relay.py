@@ -27,6 +27,7 @@ from urelay.engine.poller import running_poller
 from urelay.engine.pump import Pump
 from urelay.engine.receiver import Receiver
 from urelay.engine.record import End, Record
+from urelay.engine.rules import Rules
 from urelay.engine.sources import Sources
 from urelay.engine.stats import Stats
 from urelay.engine.timers import Wheel
@@ -64,11 +65,12 @@ class Relay:
         """
         self.loop = asyncio.get_running_loop()
         self.limits = limits or Limits.for_this_process()
-        self.table = table
-        self.dialer = dialer
+        self.rules = Rules(table, dialer)
         self.poller = running_poller()
         self.wheel = Wheel(self.loop, self.limits.tick_s)
         self.pump = Pump(self.loop, self.poller, self.wheel, self.limits)
+        self.first_look_s = min(self.limits.connect_s, self.limits.handshake_s, self.pump.first_look_s)
+        """How long after accept every connection is looked at first"""
         self.own = OwnListeners()
         self.first_ephemeral_port = first_ephemeral_port()
         self.handshaking: dict[Connection, None] = {}
@@ -127,8 +129,7 @@ class Relay:
 
     def replace(self, table: Table, dialer: Dialer) -> None:
         """Decide and dial by these from the next accept on; nobody already accepted is affected."""
-        self.table = table
-        self.dialer = dialer
+        self.rules = Rules(table, dialer)
         self._end_checks()
         self._checking = self._begin_checks()
 
@@ -150,11 +151,17 @@ class Relay:
         self._accepted += 1
         connection = Connection(self, acceptor, client, address, next(self._ids))
         self._connections.add(connection)
+        wheel = self.wheel
+        wheel.young[connection] = None
+        if wheel.asleep:
+            wheel.wind()
         try:
             if acceptor.announcer is not None:
                 connection.await_header(acceptor.announcer)
-            elif self.enter(connection):
+            elif self._sources.enter(address, acceptor.per_source):
                 connection.begin()
+            else:
+                connection.turn_away(acceptor.per_source)
         except Exception:
             log.exception("a connection failed for a reason nobody foresaw")
             connection.on_crash()
@@ -214,7 +221,7 @@ class Relay:
         self._bytes_down += record.bytes_down
         if self._paused and self._resume_timer is None:
             self._resume()
-        if self._drained is not None and not self._connections:
+        elif self._drained is not None and not self._connections:
             self._drained.set()
         try:
             self._on_end(record)
@@ -270,7 +277,7 @@ class Relay:
 
     def _begin_checks(self) -> asyncio.Task[None] | None:
         """The task that looks after the members of groups; None: nothing asks for it."""
-        checks = self.dialer.checks(self.table, self.own)
+        checks = self.rules.dialer.checks(self.rules.table, self.own)
         return self.loop.create_task(checks.run()) if checks else None
 
     def _end_checks(self) -> None:

@@ -29,12 +29,22 @@ class Bridged(socket.socket):
         raise AssertionError("a bridge says how it is broken off")
 
 
+_UNIX, _TCP, _NODELAY = int(socket.AF_UNIX), int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
+
+
 def reset_on_close(sock: SocketType) -> None:
     """Make closing `sock` a reset, which discards what is queued; a unix socket is just closed."""
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
     elif isinstance(sock, Bridged):
         sock.break_off()
+
+
+def be_prompt(sock: SocketType) -> None:
+    """Let small segments go at once (TCP_NODELAY); on a socket that broke meanwhile nothing happens."""
+    if sock.family != _UNIX:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(_TCP, _NODELAY, 1)
 
 
 def unacknowledged(sock: SocketType) -> int:

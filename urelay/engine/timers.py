@@ -6,7 +6,11 @@ takes another turn if it was too early. So each connection has exactly one place
 costs a set entry, and a relay without connections has no timer at all.
 
 Asking for a later turn than the one it has moves nobody: the old turn comes, finds that it is too
-early, and sends on. So a connection that connects, flows and ends within seconds is placed once.
+early, and sends on.
+
+Who is *young* has not even a place: every connection wants its first turn equally long after it
+began, so they stand in a queue in the order of their beginnings, and most leave it before they
+reach its head. Entering and leaving are one dictionary operation each, done where they happen.
 
 Slots are sets, not lists, because most connections end long before their turn: leaving must not
 wait for it.
@@ -42,24 +46,27 @@ class Wheel:
         self._loop = loop
         self._tick_s = tick_s
         self._slots: dict[int, set[Timed]] = {}
+        self.young: dict[Timed, None] = {}
+        """Who waits for a first turn at `due`, in that order. To be entered by hand; then `wind`"""
+        self.asleep = True
+        """Whether nobody keeps the wheel turning: call `wind` after entering somebody young"""
         self._count = 0
         self._done = self._tick(loop.time())
         self._handle: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return self._count
+        return self._count + len(self.young)
 
     def set(self, who: Timed, when: float) -> None:
         """Give `who` a turn at the loop time `when`, instead of the one it had."""
         who.due = when
+        self.young.pop(who, None)
         if who.slot:
             if who.slot * self._tick_s <= when:
                 return
             self.cancel(who)
-        if self._handle is None:
-            # Nothing was due while the wheel stood still.
-            self._done = self._tick(self._loop.time())
-            self._arm()
+        if self.asleep:
+            self.wind()
         tick = max(math.ceil(when / self._tick_s), self._done + 1)
         who.slot = tick
         slot = self._slots.get(tick)
@@ -69,8 +76,17 @@ class Wheel:
             slot.add(who)
         self._count += 1
 
+    def wind(self) -> None:
+        """Turn from now on, as long as somebody waits."""
+        # Nothing was due while the wheel stood still.
+        self._done = self._tick(self._loop.time())
+        self.asleep = False
+        self._arm()
+
     def cancel(self, who: Timed) -> None:
         """Take `who` off the wheel, if it is there."""
+        self.young.pop(who, None)
+        who.due = 0.0
         if who.slot:
             slot = self._slots.get(who.slot)
             if slot is not None:
@@ -86,6 +102,7 @@ class Wheel:
             self._handle.cancel()
             self._handle = None
         self._slots.clear()
+        self.young.clear()
 
     def _tick(self, when: float) -> int:
         return int(when / self._tick_s)
@@ -106,13 +123,25 @@ class Wheel:
                 self._count -= 1
                 if math.ceil(who.due / self._tick_s) > tick:
                     self.set(who, who.due)
-                    continue
-                try:
-                    who.on_timer(now)
-                except Exception:
-                    log.exception("a timer failed for a reason nobody foresaw")
-                    who.on_crash()
+                else:
+                    _give(who, now)
+        while self.young:
+            first = next(iter(self.young))
+            if first.due > now:
+                break
+            del self.young[first]
+            _give(first, now)
         # Kept until here, so that a turn asked for meanwhile does not wind the wheel on.
         self._handle = None
-        if self._count:
+        if self._count or self.young:
             self._arm()
+        else:
+            self.asleep = True
+
+
+def _give(who: Timed, now: float) -> None:
+    try:
+        who.on_timer(now)
+    except Exception:
+        log.exception("a timer failed for a reason nobody foresaw")
+        who.on_crash()

@@ -27,55 +27,50 @@ _MOST_KNOWN = 4096
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
 
-class _Phrases(NamedTuple):
-    """What every line of one decision has in common."""
+class _Form(NamedTuple):
+    """What every line of one decision has in common, as a template for the rest."""
 
     decision: Decision | None
     """Kept, so that its id is not given to another one"""
-    policy: str
-    outcome: str
-    """From `outcome` to `upstream`"""
-    end: str
-    """`tag` and `wall`, where there are"""
+    template: str
+    """Filled in with: second, millisecond, id, listener, source, destination, name, port, dialed, bytes
+    up, bytes down, milliseconds, end, error"""
     log: str
-    """How much of it the route wants: `end`, `full` or `off`"""
+    """How much the route wants logged: `end`, `full` or `off`"""
 
 
 def line(record: Record) -> str:
     """The line of one connection, with its newline; empty if its route wants none."""
-    decision = record.decision
-    phrases = _known.get(id(decision)) or _learn(decision)
-    if phrases.log == "off":
+    number, ts, listener, client, asked, _, decision, way, _, up, down, duration_s, end, error = record
+    form = _known.get(id(decision)) or _learn(decision)
+    if form.log == "off":
         return ""
-    name = port = destination = dialed = source = error = "null"
-    if record.asked is not None:
-        host, number = record.asked
-        port = str(number)
+    name = port = destination = dialed = source = "null"
+    if asked is not None:
+        host, port = asked  # type: ignore[assignment]
         if isinstance(host, str):
             name = _encode(host)
         else:
             destination = f'"{address_text(host)}"'
-    if record.client is not None:
-        source = _endpoint(record.client)
-    way = record.way
+    if client is not None:
+        text = address_text(client.host)
+        source = f'"[{text}]:{client.port}"' if ":" in text else f'"{text}:{client.port}"'
     if way is not None:
-        dialed = _endpoint(way) if isinstance(way, Endpoint) else _encode(way)
-    if record.error is not None:
-        error = _encode(printable(record.error, _LONGEST_TEXT))
-    end = phrases.end
-    if phrases.log == "full":
-        end += f',"rewrites":{_encode(record.rewrites)},"tries":{_encode(record.tries)}'
-    seconds = int(record.ts)
-    return (
-        f'{{"ts":"{_second(seconds)}.{int((record.ts - seconds) * 1000):03}Z","id":{record.id},'
-        f'"policy":{phrases.policy},"listener":{_text(record.listener)},"source":{source},'
-        f'"destination":{destination},"name":{name},"port":{port},{phrases.outcome},"dialed":{dialed},'
-        f'"bytes_up":{record.bytes_up},"bytes_down":{record.bytes_down},'
-        f'"duration_ms":{round(record.duration_s * 1000)},"end":"{record.end}","error":{error}{end}}}\n'
-    )
+        dialed = _place(way)
+    seconds = int(ts)
+    text = form.template % (
+        _second(seconds), (ts - seconds) * 1000, number, _text(listener), source, destination, name, port,
+        dialed, up, down, duration_s * 1000 + 0.5, end, "null" if error is None else _error(error),
+    )  # fmt: skip
+    return text if form.log != "full" else _in_full(text, record)
 
 
-def _learn(decision: Decision | None) -> _Phrases:
+def _in_full(text: str, record: Record) -> str:
+    """The line with every step of the way."""
+    return f'{text[:-2]},"rewrites":{_encode(record.rewrites)},"tries":{_encode(record.tries)}}}\n'
+
+
+def _learn(decision: Decision | None) -> _Form:
     if decision is None:
         return _UNDECIDED
     route = _encode(None if decision.route is None else str(decision.route))
@@ -88,23 +83,36 @@ def _learn(decision: Decision | None) -> _Phrases:
     log = decision.settings.log
     if log == "full":
         end += f',"table":{_encode(decision.table)}'
-    phrases = _Phrases(decision, _encode(decision.policy), outcome, end, log)
+    form = _Form(decision, _template(_encode(decision.policy), outcome, end), log)
     if decision.destination is None:
         # Made when the table was compiled; one with a destination was made for a single connection.
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
-        _known[id(decision)] = phrases
-    return phrases
+        _known[id(decision)] = form
+    return form
 
 
-_known: dict[int, _Phrases] = {}
-_UNDECIDED = _Phrases(None, "null", '"outcome":null,"route":null,"upstream":null', "", "end")
+def _template(policy: str, outcome: str, end: str) -> str:
+    policy, outcome, end = (text.replace("%", "%%") for text in (policy, outcome, end))
+    return (
+        f'{{"ts":"%s.%03dZ","id":%d,"policy":{policy},"listener":%s,"source":%s,"destination":%s,'
+        f'"name":%s,"port":%s,{outcome},"dialed":%s,"bytes_up":%d,"bytes_down":%d,"duration_ms":%d,'
+        f'"end":"%s","error":%s{end}}}\n'
+    )
 
 
-def _endpoint(endpoint: Endpoint) -> str:
-    host, port = endpoint
-    text = address_text(host) if isinstance(host, bytes) else host
-    return f'"[{text}]:{port}"' if ":" in text else f'"{text}:{port}"'
+_known: dict[int, _Form] = {}
+_UNDECIDED = _Form(None, _template("null", '"outcome":null,"route":null,"upstream":null', ""), "end")
+
+
+@functools.lru_cache(maxsize=1024)
+def _place(way: Endpoint | str) -> str:
+    """What was dialled: one of a few, as a rule."""
+    return _encode(str(way))
+
+
+def _error(text: str) -> str:
+    return _encode(printable(text, _LONGEST_TEXT))
 
 
 @functools.cache
