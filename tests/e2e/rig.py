@@ -26,7 +26,7 @@ from typing import Self, TypeVar
 
 T = TypeVar("T")
 
-READY_S = 20.0
+READY_S = 40.0
 """How long a program may take to get ready: the machine may be small and busy."""
 
 _DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
