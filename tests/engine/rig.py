@@ -81,7 +81,7 @@ class OneFlow(Flow):
         self.due = 0.0
         self._whom = whom
 
-    def ended(self, end: End, error: str | None, bytes_up: int, bytes_down: int) -> None:
+    def ended(self, end: End, error: str | None, bytes_up: int = 0, bytes_down: int = 0) -> None:
         self._whom.flow_ended(bytes_up, bytes_down, end, error)
 
 

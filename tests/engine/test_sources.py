@@ -72,6 +72,15 @@ def test_a_listeners_limit_stands_above_the_relays(world: Make) -> None:
     assert here.is_reset(address)
 
 
+def test_the_clients_of_a_captured_namespace_share_an_address_and_no_share(world: Make) -> None:
+    here = world(*OPEN, per_source=1)
+    server = here.server()
+    address = here.listen(ListenerKind.FORWARD, to=endpoint(server), capture="tcp")
+    for _ in range(3):
+        here.connect(address)
+        here.accepted(server)
+
+
 def test_a_routes_limit_is_told_in_the_clients_terms_and_other_routes_go_on(world: Make) -> None:
     here = world()
     server, other = here.server(), here.server()

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,24 @@ def test_a_tag_follows_where_the_route_has_one() -> None:
     entry = json.loads(line(record(RouteSettings(tag="smtp"))))
     assert list(entry) == [*KEYS, "tag"]
     assert entry["tag"] == "smtp"
+
+
+def test_texts_of_the_policy_may_hold_what_templates_are_made_of() -> None:
+    whole = record(RouteSettings(tag='50%s"{}'))
+    assert whole.decision is not None
+    route = Origin("100%/{x}.urr", 3, "match any -> direct")
+    entry = json.loads(line(whole._replace(decision=replace(whole.decision, route=route))))
+    assert (entry["tag"], entry["route"]) == ('50%s"{}', "100%/{x}.urr:3")
+
+
+def test_each_decision_has_its_own_texts_however_many_there_are() -> None:
+    for number in range(5000):
+        route = Origin("site.urr", number, "match any -> direct")
+        whole = record()
+        assert whole.decision is not None
+        decision = replace(whole.decision, route=route)
+        assert json.loads(line(whole._replace(decision=decision)))["route"] == f"site.urr:{number}"
+        del decision, whole
 
 
 def test_a_full_log_tells_every_step_of_the_way() -> None:

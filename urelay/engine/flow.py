@@ -108,7 +108,7 @@ class Flow:
         if direction.held:
             poller.again(direction)
 
-    def ended(self, end: End, error: str | None, bytes_up: int, bytes_down: int) -> None:
+    def ended(self, end: End, error: str | None, bytes_up: int = 0, bytes_down: int = 0) -> None:
         """Both sockets are closed, or will be when this batch ends: to be overridden."""
         raise NotImplementedError
 

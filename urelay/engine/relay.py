@@ -110,10 +110,12 @@ class Relay:
         idle_s = listener.idle_timeout_s
         if idle_s is None:
             idle_s = self.limits.idle_for(listener.kind)
+        # Whoever is born in a captured namespace has a loopback address: they are many, and no hog.
+        share = self.limits.max_connections if listener.captures else self.limits.per_source
         kind = Receiver if listener.place.kind is PlaceKind.SOCKETBOX else Acceptor
         acceptor = kind(
             self, self.poller, listener, sock, users, idle_s, self.limits.accept_batch,
-            listener.limit_per_source or self.limits.per_source, self._shared,
+            listener.limit_per_source or share, self._shared,
         )  # fmt: skip
         self._acceptors.append(acceptor)
         self.own.add(listener.name, sock)

@@ -30,8 +30,8 @@ from urelay.policy.model import Outcome, Upstream, UpstreamKind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from urelay.engine.connection import Connection
     from urelay.engine.logins import Credentials
+    from urelay.engine.setting_out import SettingOut
     from urelay.policy.model import Policy
     from urelay.table.decision import Decision
 
@@ -106,7 +106,7 @@ class Asking:
     __slots__ = ("_connection", "_conversation", "_stream", "_told")
 
     def __init__(
-        self, connection: Connection, shortcut: Shortcut, sock: socket.SocketType, target: Endpoint
+        self, connection: SettingOut, shortcut: Shortcut, sock: socket.SocketType, target: Endpoint
     ) -> None:
         assert shortcut.proxy is not None
         self._connection = connection
