@@ -129,7 +129,7 @@ def test_a_namespace_made_again_is_another_one(netns: str) -> None:
         pytest.param("/dev/null", "`/dev/null` is not a network namespace", id="device"),
         pytest.param("/proc/self/ns/mnt", "`/proc/self/ns/mnt` is not a network namespace", id="mount"),
         pytest.param(
-            "/a\0b", "the network namespace `/a\\x00b` cannot be opened: embedded null byte", id="nul"
+            "/a\0b", "the network namespace `/a\\x00b` cannot be opened: a path holds no NUL", id="nul"
         ),
     ],
 )
