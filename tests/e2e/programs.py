@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -80,7 +81,9 @@ class SshServer:
         while self._programs:
             self._programs.pop().stop()
         if self._made_run:
-            _SSHD_RUN.rmdir()
+            # Another run beside this one may have taken it away, or put something into it.
+            with contextlib.suppress(OSError):
+                _SSHD_RUN.rmdir()
 
 
 def dante(folder: Path, netns: Namespace, listen: str, port: int, device: str) -> Program:
