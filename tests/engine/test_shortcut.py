@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -206,7 +207,10 @@ def test_a_proxy_that_says_nothing_has_the_time_of_a_dial(world: Make) -> None:
     client = here.connect(address)
     client.sendall(b"\5\1\0" + REQUEST)
     other = here.accepted(gate)
+    began = time.monotonic()
     assert read_all(client)[2:4] == b"\5\4"
+    # Neither the time to connect nor that of a handshake, which are 10 s each.
+    assert time.monotonic() - began < 8
     assert here.record().end is End.TIMEOUT
     assert "upstream `corp`" in (here.record().error or "")
     other.close()
