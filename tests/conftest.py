@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 WORK = Path(__file__).parent / ".work"
+FOR_SIZE = "full size: run with --long"
+"""Why a test was skipped that this machine could run; .ci/run knows these words"""
 SBIN = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 
 
@@ -65,6 +67,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips, each with its reason, the tests this machine cannot run."""
     for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            # Its only reason, whatever else is missing here: see .ci/run.
+            item.add_marker(pytest.mark.skip(reason=FOR_SIZE))
+            continue
         if item.get_closest_marker("netns") and (lack := _no_namespaces()):
             item.add_marker(pytest.mark.skip(reason=lack))
         for marker in item.iter_markers("peer"):
@@ -73,8 +79,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker in item.iter_markers("origin"):
             if not origin(marker.args[0]).exists():
                 item.add_marker(pytest.mark.skip(reason=f"needs `{marker.args[0]}` in URELAY_ORIGIN_DIR"))
-        if item.get_closest_marker("long") and not config.getoption("--long"):
-            item.add_marker(pytest.mark.skip(reason="full size: run with --long"))
 
 
 def origin(name: str) -> Path:

@@ -10,7 +10,6 @@ import http.server
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.places import HERE, own_port
 
 ROOT = Path(__file__).resolve().parent.parent
 BODY = b"x" * 100_000
@@ -56,10 +57,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` of an environment that holds the wheel and what it depends on, and nothing else."""
     folder = tmp_path_factory.mktemp("empty") / "venv"
-    made = run(sys.executable, "-m", "venv", folder)
+    made = run(sys.executable, "-m", "venv", "--without-pip", folder)
     assert made.returncode == 0, made.stderr
-    pip = (folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "--retries", "1")
-    installed = run(*pip, "install", "--quiet", wheel)
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin/python")
+    pip += ("--disable-pip-version-check", "--retries", "1")
+    installed = run(*pip, "install", "--quiet", "--no-compile", wheel)
     if installed.returncode != 0:
         # A wheel with wrong metadata must fail here; a machine without an index must not.
         probe = run(*pip, "download", "--quiet", "--no-deps", "-d", folder, "lark")
@@ -116,11 +118,10 @@ def test_it_checks_the_policies_that_ship(environment: Path, tmp_path: Path) -> 
 
 @pytest.mark.peer("curl")
 def test_it_serves(environment: Path, tmp_path: Path, web: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = own_port()
     policy = tmp_path / "mine.urr"
     policy.write_text(
-        f"listen proxy = mixed 127.0.0.1:{port}\nmatch 127.0.0.1 port {web} -> direct\n", encoding="utf-8"
+        f"listen proxy = mixed {HERE}:{port}\nmatch 127.0.0.1 port {web} -> direct\n", encoding="utf-8"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with subprocess.Popen(
@@ -131,7 +132,7 @@ def test_it_serves(environment: Path, tmp_path: Path, web: int) -> None:
             line = relay.stderr.readline()
             assert line.startswith(f"urelay: serving {policy} (policy "), line
             for way in ("socks5", "http"):
-                proxy = ("--proxytunnel", "--proxy", f"{way}://127.0.0.1:{port}")
+                proxy = ("--proxytunnel", "--proxy", f"{way}://{HERE}:{port}")
                 page = subprocess.run(
                     ["curl", "-sS", *proxy, f"http://127.0.0.1:{web}/"], capture_output=True, timeout=30
                 )

@@ -226,7 +226,7 @@ ASKED_SOURCES: tuple[Address | None, ...] = (
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tables(), st.sampled_from((MAIN, "guests")), st.randoms(use_true_random=False))
 def test_cells_of_everything_decide_as_the_forwarder_does(
     table: Table, name: str, chance: random.Random
@@ -239,7 +239,7 @@ def test_cells_of_everything_decide_as_the_forwarder_does(
     found = list(cells.of(name, None, boxes))
     assume(not any("lookups" in (cell.decision.why or "") for cell in found))
     everything = list(itertools.product(UNIVERSE, ASKED_PORTS, ASKED_SOURCES, (*LISTENERS, None)))
-    for host, port, source, listener in chance.sample(everything, 400):
+    for host, port, source, listener in chance.sample(everything, 150):
         here = [cell for cell in found if in_box(cell.box, port, source, listener) and holds(cell, host)]
         mine = sorted(here, key=rank)
         assert mine, (host, port, source, listener)

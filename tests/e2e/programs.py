@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -80,7 +81,9 @@ class SshServer:
         while self._programs:
             self._programs.pop().stop()
         if self._made_run:
-            _SSHD_RUN.rmdir()
+            # Another run beside this one may have taken it away, or put something into it.
+            with contextlib.suppress(OSError):
+                _SSHD_RUN.rmdir()
 
 
 def dante(folder: Path, netns: Namespace, listen: str, port: int, device: str) -> Program:
@@ -135,7 +138,7 @@ def haproxy(
     config = folder / "haproxy.cfg"
     config.write_text(
         "global\n    maxconn 100\n    nbthread 1\n    stats timeout 5s\n"
-        "defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 20s\n    timeout server 20s\n"
+        "defaults\n    mode tcp\n    timeout connect 20s\n    timeout client 30s\n    timeout server 30s\n"
         + textwrap.dedent(sections)
     )
     binary = find("haproxy")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.rig import Namespace, Program, until
+from tests.e2e.rig import READY_S, Namespace, Program, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ class Urelay(Program):
                 continue
         return count
 
-    def records(self, count: int, timeout_s: float = 20.0) -> list[Record]:
+    def records(self, count: int, timeout_s: float = READY_S) -> list[Record]:
         """Every access-log record, once there are `count`; more than that is a failure."""
 
         def read() -> list[Record] | None:

@@ -26,7 +26,7 @@ from typing import Self, TypeVar
 
 T = TypeVar("T")
 
-READY_S = 20.0
+READY_S = 40.0
 """How long a program may take to get ready: the machine may be small and busy."""
 
 _DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
@@ -123,7 +123,9 @@ class Namespace:
             raise failure[0]
         return outcome[0]
 
-    def connect(self, host: str, port: int, timeout_s: float = 10.0, source_port: int = 0) -> socket.socket:
+    def connect(
+        self, host: str, port: int, timeout_s: float = READY_S, source_port: int = 0
+    ) -> socket.socket:
         """A connection from inside to `host` (a literal address)."""
         any_address = "::" if ":" in host else "0.0.0.0"
         source = (any_address, source_port) if source_port else None

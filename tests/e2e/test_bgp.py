@@ -138,8 +138,9 @@ def test_traffic_follows_the_announcement_in_and_out(
     ]
     for bird in birds:
         stack.callback(bird.program.stop)
-    until(lambda: next_hop(client) == "10.1.0.1", "the client knows a way")
-    until(lambda: "10.1.0.0/24" in gate.run("ip", "route").stdout.decode(), "the gate knows the client")
+    # Both ends may try at once, give way to each other and wait before they try again.
+    until(lambda: next_hop(client) == "10.1.0.1", "the client knows a way", timeout_s=60)
+    until(lambda: "10.1.0.0/24" in gate.run("ip", "route").stdout.decode(), "the gate knows the client", 60)
     assert next_hop(mid) == "10.8.0.2"
     assert hears(client, 80) == "origin 80"
 

@@ -248,6 +248,22 @@ def test_a_storm_of_clients_lets_those_who_are_connected_have_their_turn(
     relay = serve(POLICY, site.box)
     live = site.flows(LIVE)
     site.other.setblocking(False)
+    # A machine that stops for a moment spoils one storm; a relay that lets nobody have a turn spoils each.
+    # Were they all accepted in one go, there would be a round before and one after.
+    for last in (False, False, True):
+        rounds, longest = rounds_in_a_storm(site, relay, live, queued)
+        if rounds >= 5 and longest <= 0.5:
+            return
+        assert not last, f"{rounds} rounds, one of which took {longest:.0%} of the time"
+
+
+def rounds_in_a_storm(
+    site: Site, relay: Urelay, live: list[tuple[socket.socket, socket.socket]], queued: int
+) -> tuple[int, float]:
+    """How many rounds the connected played until the last of the storm was through.
+
+    And the share of the whole time that the longest of them took.
+    """
     relay.send(signal.SIGSTOP)
     try:
         storm = site.clients(queued, OTHER)
@@ -262,8 +278,7 @@ def test_a_storm_of_clients_lets_those_who_are_connected_have_their_turn(
             while True:
                 through.append(site.stack.enter_context(site.other.accept()[0]))
         assert time.monotonic() - began < 60, f"{len(through)} of {queued} came through"
-    # Were they all accepted in one go, there would be a round before and one after.
-    assert len(rounds) >= 5, rounds
-    assert max(rounds) <= (time.monotonic() - began) / 2, rounds
+    longest = max(rounds) / (time.monotonic() - began)
     for sock in (*storm, *through):
         sock.close()
+    return len(rounds), longest

@@ -124,5 +124,5 @@ def test_silence_slowness_and_muteness_all_end_at_the_handshake_deadline(
             except OSError:
                 continue
     assert not waiting, f"never closed: {sorted(waiting)}"
-    assert all(9.0 < after < 20.0 for after in ended.values()), ended
+    assert all(9.0 < after < 30.0 for after in ended.values()), ended
     assert [record["outcome"] for record in relay.records(4)].count("silent") == 2

@@ -63,8 +63,8 @@ def fork(net: Network, stack: ExitStack, tmp_path: Path) -> Fork:
 
 POLICY = """\
 listen socks = socks 127.0.0.1:1080
-upstream a   = socks5 10.0.0.2:1080 { connect 1s }
-upstream b   = socks5 10.0.1.2:1080 { connect 1s }
+upstream a   = socks5 10.0.0.2:1080 { connect 10s }
+upstream b   = socks5 10.0.1.2:1080 { connect 10s }
 upstream out = first a, b
 match any -> via out with log full
 """
@@ -94,7 +94,7 @@ def test_a_proxy_that_is_cut_off_is_left_after_its_connect_time(
     """No reset tells: packets vanish, and only the time-out says so."""
     for number in (0, 1):
         stack.callback(fork.dante(number).stop)
-    serve(POLICY, fork.near)
+    serve(POLICY.replace("connect 10s", "connect 2s"), fork.near)
     assert fork.by() == 0
     # A neighbour that is there for ever, and does not exist.
     mac = "02:00:00:00:00:99"
@@ -133,7 +133,7 @@ def test_what_is_set_aside_stays_so_over_a_reload_and_a_changed_proxy_is_new(
     relay.policy.write_text(policy + "match 198.51.100.0/24 -> deny\n")
     relay.reload()
     assert fork.by() == 1
-    relay.policy.write_text(policy.replace("connect 1s", "connect 2s"))
+    relay.policy.write_text(policy.replace("connect 10s", "connect 20s"))
     relay.reload()
     assert fork.by() == 0
     assert [record["tries"][0] for record in relay.records(3)] == ["out by a", "out by b", "out by a"]

@@ -41,7 +41,7 @@ def box(net: Network) -> Namespace:
 def visit(box: Namespace, address: str) -> tuple[str, str]:
     """One client: its own address and port, and what became of it (`direct`, `deny`, or `lost: …`)."""
     with box.call(lambda: socket.socket(socket.AF_INET)) as sock:
-        sock.settimeout(10)
+        sock.settimeout(20)
         # A port of its own finds each client's line in the log, and is known even to one that is
         # denied so quickly that connecting fails. They stay below the ports the kernel picks.
         port = next(_ports)

@@ -97,7 +97,7 @@ def test_each_subnet_is_decided_by_its_source_and_the_destination(
         ("one", "10.77.0.1:8080"): None,
     }
     for (client, destination), said in expected.items():
-        got = routed[client].run("curl", "-q", "-sS", "--max-time", "10", f"http://{destination}/")
+        got = routed[client].run("curl", "-q", "-sS", "--max-time", "30", f"http://{destination}/")
         assert (got.stdout or None) == said, (client, destination, got.stderr)
         # Reset: while connecting (7) or just after (56), never left to wait (28).
         assert said is not None or got.returncode in (7, 56), got.stderr

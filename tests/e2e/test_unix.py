@@ -37,7 +37,7 @@ def test_each_destination_reaches_the_server_on_its_own_socket(
         box,
     )
     for host, path in zip(("198.51.100.7", "198.51.100.8", "[2001:db8::7]"), sockets, strict=True):
-        got = lan.run("curl", "-q", "-sS", "--max-time", "10", f"http://{host}/hello")
+        got = lan.run("curl", "-q", "-sS", "--max-time", "30", f"http://{host}/hello")
         assert (got.returncode, got.stdout.decode()) == (0, f"{path} /hello"), got.stderr
     # Nobody listens for .9: the client is told, in the only way a transparent client can be.
     assert peers.fate(lan, "198.51.100.9", 80) == "reset"

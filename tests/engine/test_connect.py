@@ -119,7 +119,7 @@ def test_a_dead_family_costs_one_stagger() -> None:
             loop = asyncio.get_running_loop()
             start = loop.time()
             (await connect_tcp([dead, good], Timeouts(stagger_s=0.05)))[0].close()
-            assert 0.04 < loop.time() - start < 2
+            assert 0.04 < loop.time() - start < 5
 
     run(main)
 

@@ -308,7 +308,7 @@ def test_dials_in_ten_namespaces_at_once_each_arrive_in_theirs(net: Network) -> 
             there = Endpoint(address, server.getsockname()[1])
             dialed = await dial_from(visitor, leaving(netns=one.name), there)
             with dialed.sock:
-                server.settimeout(10)
+                server.settimeout(20)
                 peer, _ = await asyncio.to_thread(server.accept)
                 peer.close()
             return True

@@ -225,8 +225,10 @@ def test_a_reset_closes_a_unix_server(rig: Rig) -> None:
 def test_an_idle_flow_is_reset_and_a_busy_one_is_not(make_rig: Callable[[Limits], Rig]) -> None:
     rig = make_rig(Limits(half_closed_s=1.0))
     idle = rig.flow(idle_s=1.0)
-    busy = rig.flow(idle_s=1.0)
-    while not idle.ended.done.wait(0.1):
+    # Longer, so that a machine which stops for a second is not taken for a flow that does.
+    busy = rig.flow(idle_s=2.0)
+    until = time.monotonic() + 2.5
+    while not idle.ended.done.wait(0.1) or time.monotonic() < until:
         busy.client.sendall(b"x")
         assert busy.server.recv(1) == b"x"
     ended = idle.ended.wait()

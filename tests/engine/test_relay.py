@@ -721,7 +721,7 @@ def test_draining_ends_as_soon_as_the_last_connection_does(world: Callable[..., 
     here = world()
     started = time.monotonic()
     here.thread.run(here.relay.drain(30))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 def test_a_log_that_fails_harms_no_connection(

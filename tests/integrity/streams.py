@@ -30,7 +30,7 @@ _PERIOD = 1_048_573
 _BLOCK = random.Random(11).randbytes(_PERIOD) * 2
 _VIEW = memoryview(_BLOCK)
 
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 """A side that listens and hears nothing for so long has been forgotten"""
 _WRITES = (1, 37, 1400, 9000, 65_536, 262_144, 262_144, 262_144, _PERIOD)
 _READS = (1000, 16_384, 65_536, 262_144, 262_144, _PERIOD)

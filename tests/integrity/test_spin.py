@@ -17,7 +17,7 @@ from tests.integrity.subject import Subject
 LOOPBACK = "127.0.0.1"
 PORT = 7
 """Nobody listens on it: the policy sends its clients to a unix socket"""
-REST_S = 10.0
+REST_S = 20.0
 HELD = "192.0.2.1"
 """Who asks for it is held in silence"""
 
@@ -57,7 +57,8 @@ CELLS = FLOWING + ASKING + HELD_BACK
 @sizes("window_s", 1.0, 2.0)
 def test_no_state_of_a_connection_keeps_the_relay_busy(window_s: float, tmp_path: Path) -> None:
     """R26: half-close, close or reset of either side in every state: at most 1 % of a CPU for them all."""
-    if spins(CELLS, window_s, tmp_path):
+    # Twice: a machine busy with other things may look like a relay that is, but only a spin does so again.
+    if spins(CELLS, window_s, tmp_path) and spins(CELLS, window_s, tmp_path):
         raise AssertionError(f"kept busy by {guilty_of(CELLS, window_s, tmp_path)}, perhaps by others too")
 
 

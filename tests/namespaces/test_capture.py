@@ -88,8 +88,8 @@ def captured(lab: Lab, way: str, sock: socket.socket, *, born: bool = True) -> I
 
 def arrives(origin: Namespace, sock: socket.socket, host: str, port: int) -> None:
     """A connection to an endpoint is accepted from `sock`, with that endpoint as its own end."""
-    with origin.connect(host, port, timeout_s=10) as client:
-        sock.settimeout(10)
+    with origin.connect(host, port, timeout_s=20) as client:
+        sock.settimeout(20)
         accepted, peer = sock.accept()
         with accepted:
             assert (accepted.getsockname()[0].removeprefix("::ffff:"), accepted.getsockname()[1]) == (
@@ -107,7 +107,7 @@ def passes_by(origin: Namespace, server: socket.socket, host: str, source: str |
     with origin.call(
         lambda: socket.create_connection((host, port), 10, (source, 0) if source is not None else None)
     ) as client:
-        server.settimeout(10)
+        server.settimeout(20)
         accepted, _ = server.accept()
         with accepted:
             assert accepted.getpeername()[1] == client.getsockname()[1]
@@ -163,7 +163,7 @@ def test_the_mark_is_left_alone(lab: Lab, way: str) -> None:
     with listen(lab.gate) as sock, lab.one.listen("::") as neighbour, captured(lab, way, sock):
         for family, host in ((socket.AF_INET, "10.1.0.2"), (socket.AF_INET6, "fd00:1::2")):
             with lab.gate.call(lambda family=family: socket.socket(family)) as client:  # type: ignore[misc]
-                client.settimeout(10)
+                client.settimeout(20)
                 client.setsockopt(socket.SOL_SOCKET, SO_MARK, UNCAPTURED)
                 client.connect((host, neighbour.getsockname()[1]))
                 neighbour.accept()[0].close()
@@ -178,7 +178,7 @@ def test_only_tcp_is_captured(lab: Lab, way: str) -> None:
                 origin.call(lambda family=family: socket.socket(family, socket.SOCK_DGRAM)) as client,  # type: ignore[misc]
             ):
                 server.bind((host, 0))
-                server.settimeout(10)
+                server.settimeout(20)
                 client.sendto(b"ping", (host, server.getsockname()[1]))
                 assert server.recv(10) == b"ping"
 
@@ -216,7 +216,7 @@ def test_a_namespace_without_ipv6_is_captured_for_ipv4(fresh: Lab, way: str) -> 
 
 def test_addresses_that_come_and_go_are_noticed(lab: Lab, way: str) -> None:
     def told() -> None:
-        assert select.select([capture.monitor], [], [], 10)[0]
+        assert select.select([capture.monitor], [], [], 20)[0]
         capture.drain()
         assert not select.select([capture.monitor], [], [], 0)[0]
         capture.refresh()

@@ -78,7 +78,7 @@ def test_no_thread_stays_in_the_namespace(netns: str) -> None:
         enter.call_inside(netns, listen).close()
         assert os.readlink("/proc/thread-self/ns/net") == home
     # A joined thread may take the kernel another moment to remove.
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while namespaces_of_threads() != {home}:
         assert time.monotonic() < deadline, "a thread stayed in the other namespace"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("netns")]
@@ -129,7 +129,7 @@ def test_a_namespace_made_again_is_another_one(netns: str) -> None:
         pytest.param("/dev/null", "`/dev/null` is not a network namespace", id="device"),
         pytest.param("/proc/self/ns/mnt", "`/proc/self/ns/mnt` is not a network namespace", id="mount"),
         pytest.param(
-            "/a\0b", "the network namespace `/a\\x00b` cannot be opened: embedded null byte", id="nul"
+            "/a\0b", "the network namespace `/a\\x00b` cannot be opened: a path holds no NUL", id="nul"
         ),
     ],
 )

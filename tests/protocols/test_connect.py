@@ -563,8 +563,9 @@ def test_splitting_changes_nothing(data: bytes, cuts: list[int], with_users: boo
     assert (split.sent, split.request, split.leftover) == (whole.sent, whole.request, whole.leftover)
 
 
-def test_mutated_conversations_raise_protocol_errors_only() -> None:
-    """S11: 100,000 seeded mutations: no other exception, and a request is what its head says."""
+@pytest.mark.parametrize("count", [25_000, pytest.param(100_000, marks=pytest.mark.long)])
+def test_mutated_conversations_raise_protocol_errors_only(count: int) -> None:
+    """S11: seeded mutations: no other exception, and a request is what its head says."""
     seeds = [
         connect(b"www.example.com:443", b"Host: www.example.com:443", version=b"1.1"),
         connect(b"[2001:db8::7]:443", b"Host: [2001:db8::7]", version=b"1.1"),
@@ -574,7 +575,7 @@ def test_mutated_conversations_raise_protocol_errors_only() -> None:
     rng = random.Random(11)
     started = time.process_time()
     accepted = 0
-    for number in range(100_000):
+    for number in range(count):
         data = bytearray(rng.choice(seeds))
         for _ in range(rng.randint(1, 3)):
             place = rng.randrange(len(data))
@@ -599,7 +600,7 @@ def test_mutated_conversations_raise_protocol_errors_only() -> None:
             assert line.startswith(b"CONNECT ")
             assert bytes(data).endswith(LAST + outcome.leftover)
             assert parse_host(line.split(b" ")[1].rpartition(b":")[0].decode()) == outcome.request.host
-    assert accepted > 1000
+    assert accepted > count / 100
     assert time.process_time() - started < 60
 
 

@@ -253,7 +253,7 @@ def test_lines_nobody_reads_are_lost_counted_and_told_once(
             "cannot write the access log `/no/such/folder/log`: no such file or directory",
         ),
         ("/", "cannot write the access log `/`: is a directory"),
-        ("a\0b", "cannot write the access log `a\\x00b`: embedded null byte"),
+        ("a\0b", "cannot write the access log `a\\x00b`: a path holds no NUL"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_told_at_start(path: str, message: str) -> None:

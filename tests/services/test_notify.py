@@ -17,7 +17,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
     """A manager's socket and the NOTIFY_SOCKET that leads to it."""
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(5)
+        sock.settimeout(20)
         sock.bind(path if request.param == "path" else "\0" + path)
         yield sock, path if request.param == "path" else "@" + path
 

@@ -29,7 +29,7 @@ def _agree(policy: Policy, table: Table, asked: Connection) -> None:
     assert found == expected, f"{asked} in {policy.tables}, walls {policy.walls}"
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(policies(), st.lists(connections, min_size=8, max_size=25))
 def test_the_table_decides_as_a_linear_scan_does(policy: Policy, asked: list[Connection]) -> None:
     table = compile_policy(policy)
@@ -47,11 +47,10 @@ def _seeded(rule_sets: int, connections_each: int) -> None:
             _agree(policy, table, draw.connection())
 
 
-def test_a_hundred_thousand_random_connections_are_decided_as_by_the_scan() -> None:
-    _seeded(rule_sets=300, connections_each=334)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1200)
-def test_a_million_random_connections_are_decided_as_by_the_scan() -> None:
-    _seeded(rule_sets=2000, connections_each=500)
+@pytest.mark.parametrize(
+    ("rule_sets", "connections_each"),
+    [(150, 200), pytest.param(2000, 500, marks=(pytest.mark.long, pytest.mark.timeout(1200)))],
+    ids=["thirty thousand", "a million"],
+)
+def test_random_connections_are_decided_as_by_the_scan(rule_sets: int, connections_each: int) -> None:
+    _seeded(rule_sets, connections_each)

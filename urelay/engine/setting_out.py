@@ -246,7 +246,9 @@ class SettingOut(Flow):
         except OSError as error:
             self.proxy_failed(DialError(Failure.ERROR, words_of(error.errno)))
             return
-        relay.wheel.set(self, relay.poller.now + self._rules.dialer.patience_s)
+        # Later than the time to connect would have ended, or much sooner.
+        self._until = until = relay.poller.now + self._rules.dialer.patience_s
+        relay.wheel.set(self, until)
         asking.on_event(0)
 
     def proxy_connected(self, told: int, early_down: bytes) -> None:

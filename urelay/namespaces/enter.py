@@ -194,6 +194,9 @@ def start_error(netns: str, error: Exception) -> StartError:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ValueError):
+        # In our own words: Python's differ from version to version.
+        return "a path holds no NUL"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text.lower()
 

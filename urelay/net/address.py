@@ -79,10 +79,13 @@ def parse_address(text: str) -> Address:
 
 @functools.lru_cache(maxsize=4096)
 def address_text(address: Address) -> str:
-    """The canonical text (RFC 5952 for IPv6)."""
+    """The canonical text (RFC 5952 for IPv6; an IPv4-mapped address ends as IPv4 does, section 5)."""
     # Cached, for a relay writes the same few into its log again and again.
     if len(address) == 4:
         return "{}.{}.{}.{}".format(*address)
+    if address.startswith(MAPPED_PREFIX):
+        # Before Python 3.13 `ipaddress` writes these as any other.
+        return "::ffff:{}.{}.{}.{}".format(*address[12:])
     return str(ipaddress.IPv6Address(address))
 
 

@@ -135,6 +135,8 @@ def _open(path: str) -> int:
         return _STANDARD_OUTPUT
     try:
         return open_to_append(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StartError(f"cannot write the access log `{printable(path)}`: {reason.lower()}") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    except ValueError:
+        reason = "a path holds no NUL"
+    raise StartError(f"cannot write the access log `{printable(path)}`: {reason}")
