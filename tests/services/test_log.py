@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from urelay.services import log
-from urelay.services.sink import Sink
+from urelay.services.sink import Sink, open_to_append
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z "
 
@@ -31,7 +31,7 @@ class Said:
     def __init__(self, path: Path, *, stamped: bool) -> None:
         self.path = path
         self.clock = Clock()
-        self.sink = Sink.append_to(str(path))
+        self.sink = Sink(open_to_append(str(path)), str(path))
         self.logger = logging.Logger("urelay.test", logging.INFO)
         self.logger.addHandler(log.LineHandler(self.sink, stamped=stamped, clock=self.clock))
 
@@ -127,7 +127,7 @@ def test_the_journal_adds_its_own_times(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_modules_of_urelay_and_asyncio_are_heard_while_it_lasts(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    sink = Sink.append_to(str(path))
+    sink = Sink(open_to_append(str(path)), str(path))
     with log.logging_to(sink):
         logging.getLogger("urelay.engine.relay").info("one")
         logging.getLogger("asyncio").warning("two")

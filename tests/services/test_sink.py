@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from urelay.services.sink import DirectSink, Sink
+from urelay.services.sink import DirectSink, Sink, open_to_append
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -23,7 +23,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 def test_lines_arrive_in_order_and_closing_writes_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"before\n")
-    sink = Sink.append_to(str(path))
+    sink = Sink(open_to_append(str(path)), str(path))
     lines = [b"%d\n" % number for number in range(2000)]
     for line in lines:
         sink.write(line)
@@ -84,7 +84,7 @@ def test_a_pipe_made_non_blocking_by_somebody_else_loses_nothing() -> None:
 
 def test_a_moved_file_is_opened_again_behind_what_was_said(tmp_path: Path) -> None:
     path, moved = tmp_path / "log", tmp_path / "log.1"
-    sink = Sink.append_to(str(path))
+    sink = Sink(open_to_append(str(path)), str(path))
     sink.write(b"one\n")
     eventually(lambda: path.read_bytes() == b"one\n")
     path.rename(moved)
@@ -99,7 +99,7 @@ def test_a_moved_file_is_opened_again_behind_what_was_said(tmp_path: Path) -> No
 def test_when_it_cannot_be_opened_again_the_old_file_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    sink = Sink.append_to(str(folder / "log"))
+    sink = Sink(open_to_append(str(folder / "log")), str(folder / "log"))
     folder.rename(tmp_path / "elsewhere")
     sink.reopen()
     sink.write(b"still here\n")
@@ -110,7 +110,7 @@ def test_when_it_cannot_be_opened_again_the_old_file_goes_on(tmp_path: Path) -> 
 
 
 def test_a_full_disk_is_told_and_counted() -> None:
-    sink = Sink.append_to("/dev/full")
+    sink = Sink(open_to_append("/dev/full"), "/dev/full")
     sink.write(b"one\ntwo\n")
     sink.close()
     assert sink.take_trouble() == "no space left on device"
@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_and_counted() -> None:
 def test_a_fifo_that_nobody_reads_is_an_error_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(OSError, match="No such device or address"):
-        Sink.append_to(str(tmp_path / "fifo"))
+        Sink(open_to_append(str(tmp_path / "fifo")), str(tmp_path / "fifo"))
 
 
 def test_a_pipe_of_several_writers_gets_whole_lines_only() -> None:

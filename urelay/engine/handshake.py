@@ -1,7 +1,8 @@
 """A client before its hand-over: what it says, what it is told, and whether it is still there.
 
-Only clients that are asked something, or that wait for a dial of several steps, have one. It stands
-for the client's socket in the poller until the pump does.
+Only clients of whom more is known than where they came from and where they go have one: they are asked,
+announced, counted by their route, wait for a dial, or could not be led out. Where it watches the
+client, it stands for its socket in the poller until the pump does.
 """
 
 from __future__ import annotations

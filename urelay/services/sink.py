@@ -66,11 +66,6 @@ class Sink:
         )
         self._thread.start()
 
-    @classmethod
-    def append_to(cls, path: str, limit: int = LIMIT) -> Sink:
-        """A sink at the end of a file, which is made if missing; raises OSError."""
-        return cls(open_to_append(path), path, limit)
-
     def write(self, data: bytes) -> None:
         """Hand over whole lines; returns at once. They may be dropped, and are then counted."""
         if self._handed - self._done + len(data) > self._limit:
