@@ -80,7 +80,7 @@ class Flow:
         try:
             # Nearly always the one is watched and has told only that it connected, and the other is new.
             if upstream_told == EPOLLOUT and not early_up:
-                poller.handlers[upstream.fileno()] = down
+                poller.handlers[upstream.fileno()] = down.on_event  # type: ignore[assignment]
             else:
                 self._listen(down, upstream_told)
             if client_told is None and not early_down:
