@@ -1,15 +1,11 @@
-"""The real programs of the family urelay comes from, on the other side: socketbox, ctrtool and their kin.
+"""ctrtool, socketbox and python-socketbox themselves open our listeners, hand us connections and take ours.
 
-They are looked for in the folder that URELAY_ORIGIN_DIR names, and a test whose program is not there is
-skipped by its name. What these programs send and expect, byte for byte, is tested without them too:
-tests/README.md says where.
+What they send and expect, byte for byte, is tested without them too: tests/README.md says where.
 """
 
 from __future__ import annotations
 
 import json
-import socket
-import struct
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,34 +15,17 @@ import pytest
 from tests.conftest import origin
 from tests.e2e import peers
 from tests.e2e.conftest import Serve
+from tests.e2e.family import SERVER, get, run, web_box
 from tests.e2e.relay import ROOT, Urelay
-from tests.e2e.rig import Namespace, Network, Program, until
+from tests.e2e.rig import Namespace, Network, until
 
 pytestmark = pytest.mark.netns
-
-SERVER = "203.0.113.10"
 
 
 @pytest.fixture
 def box(net: Network, stack: ExitStack) -> Namespace:
-    """A namespace with a web server at SERVER."""
-    made = net.namespace("box")
-    made.address("lo", f"{SERVER}/32")
-    stack.enter_context(peers.Server(made.listen(SERVER, 80), peers.web("server")))
-    return made
-
-
-def get(sock: socket.socket) -> bytes:
-    with sock:
-        sock.settimeout(20)
-        sock.sendall(b"GET /name HTTP/1.0\r\n\r\n")
-        return peers.drain(sock).partition(b"\r\n\r\n")[2]
-
-
-def run(stack: ExitStack, netns: Namespace, *argv: object, **options: object) -> Program:
-    program = Program([str(word) for word in argv], netns, **options)  # type: ignore[arg-type]
-    stack.callback(program.stop)
-    return program
+    """Where the web server is, and the relay."""
+    return web_box(net, stack)
 
 
 # --- ctrtool: 1, 2
@@ -163,33 +142,3 @@ def test_programs_register_with_us(
     for _ in range(3):
         with box.connect("127.0.0.1", 1080) as client:
             assert peers.drain(client) == b"hello\n"
-
-
-# --- u-relay-tproxy: 10, 11
-
-
-@pytest.mark.origin("liburelay-tproxy.so")
-def test_a_program_whose_connections_u_relay_tproxy_announces(
-    box: Namespace, serve: Serve, tmp_path: Path
-) -> None:
-    """Type 2: a header of 232 bytes, whose address block is padded to 216."""
-    relay = serve(
-        f'listen in = transparent unix "in.sock" {{ accept-proxy }}\nmatch {SERVER} -> direct\n', box
-    )
-    path = str(tmp_path / "in.sock").encode() + b"\0"
-    path += bytes(-len(path) % 8)
-    address = bytes(10) + b"\xff\xff" + socket.inet_aton(SERVER)
-    entry = struct.pack(">16sBBHI8x", address, 128, 2, len(path), 0)
-    whole = struct.pack(">IHHII", 0xF200A01F, 1, 1, 0, 0) + entry + path
-    (tmp_path / "tproxy").write_bytes(whole + bytes(4096 - len(whole)))
-    script = (
-        f"import socket; s = socket.create_connection(({SERVER!r}, 80)); "
-        r"s.sendall(b'GET /name HTTP/1.0\r\n\r\n'); print(s.makefile('rb').read().decode())"
-    )
-    done = box.run(
-        "env", f"LD_PRELOAD={origin('liburelay-tproxy.so')}", f"URELAY_TPROXY_FILE={tmp_path}/tproxy",
-        sys.executable, "-c", script,
-    )  # fmt: skip
-    assert done.stdout.rstrip().endswith(b"server"), done.stderr
-    (record,) = relay.records(1)
-    assert record["destination"] == SERVER
