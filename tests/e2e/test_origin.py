@@ -6,6 +6,7 @@ What they send and expect, byte for byte, is tested without them too: tests/READ
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,8 @@ from tests.e2e import peers
 from tests.e2e.conftest import Serve
 from tests.e2e.family import SERVER, get, run, web_box
 from tests.e2e.relay import ROOT, Urelay
-from tests.e2e.rig import Namespace, Network, until
+from tests.e2e.rig import Namespace, Network, Program, until
+from urelay.namespaces.enter import call_inside
 
 pytestmark = pytest.mark.netns
 
@@ -28,7 +30,7 @@ def box(net: Network, stack: ExitStack) -> Namespace:
     return web_box(net, stack)
 
 
-# --- ctrtool: 1, 2
+# --- ctrtool: 1, 2, 3
 
 
 @pytest.mark.origin("ctrtool")
@@ -55,7 +57,29 @@ def test_a_listener_that_ctrtool_opens_elsewhere(
     relay.finish()
 
 
-# --- socketbox: 14, 15, 16
+@pytest.mark.origin("ctrtool")
+def test_a_listener_that_ctrtool_opens_in_a_rootless_namespace(
+    box: Namespace, stack: ExitStack, tmp_path: Path
+) -> None:
+    """[3] `-U`: it enters the user namespace that owns the network namespace first."""
+    script = "ip link set lo up; echo up; exec sleep 600"
+    rootless = Program(["unshare", "--user", "--map-root-user", "--net", "sh", "-c", script])
+    stack.callback(rootless.stop)
+    rootless.wait_line("up")
+    there = f"/proc/{rootless.pid}/ns/net"
+    policy = tmp_path / "site.urr"
+    policy.write_text(f"listen lan = socks fd env CTRTOOL_NS_OPEN_FILE_FD_0\nmatch {SERVER} -> direct\n")
+    prefix = [str(origin("ctrtool")), "ns_open_file", "-n", "-U", "-N", there, "-d", "inet"]
+    relay = Urelay(policy, box, prefix=[*prefix, "-4", "127.0.0.1,1080,a", "-l", "128"])
+    stack.callback(relay.stop)
+    relay.ready()
+    client = call_inside(there, lambda: socket.create_connection(("127.0.0.1", 1080), 20))
+    assert peers.socks5(client, peers.literal(SERVER), 80) == 0
+    assert get(client) == b"server"
+    relay.finish()
+
+
+# --- socketbox: 4, 14, 15, 16
 
 
 @pytest.mark.origin("socketbox")
@@ -68,6 +92,43 @@ def test_socketbox_hands_its_connections_to_us(
     )
     sender.wait_listening(1080)
     assert get(box.connect("127.0.0.1", 1080)) == b"server"
+
+
+@pytest.mark.origin("socketbox")
+def test_socketbox_accepts_for_every_address(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path
+) -> None:
+    """[4, 14] What is handed over still knows which address was dialled."""
+    box.everything_is_local()
+    relay = serve(
+        f"""\
+        listen box = transparent socketbox "box"
+        match {{ 198.51.100.0/24, 2001:db8::/32 }} -> rewrite to {SERVER}, port 80 then direct
+        """,
+        box,
+    )
+    sender = run(stack, box, origin("socketbox"), "-l", "::", "-p", 8080, "-S", tmp_path / "box")
+    sender.wait_listening(8080)
+    for host in ("198.51.100.7", "2001:db8::7"):
+        assert get(box.connect(host, 8080)) == b"server"
+    assert [record["destination"] for record in relay.records(2)] == ["198.51.100.7", "2001:db8::7"]
+
+
+@pytest.mark.origin("socketbox")
+@pytest.mark.origin("socketbox-inetd")
+def test_socketbox_registers_with_us_and_hands_on(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path
+) -> None:
+    """[16] `-P 7:PATH`: its connections come from our slot."""
+    listener = f"listen web = forward 127.0.0.1:1080 to {SERVER}:80\n"
+    serve(f'{listener}match {SERVER} -> to socketbox "slots" slot 7\n', box)
+    run(stack, box, origin("socketbox-inetd"), tmp_path / "box", "echo", "hello")
+    until((tmp_path / "box").is_socket, "it receives")
+    run(stack, box, origin("socketbox"), "-P", f"7:{tmp_path}/slots", "-S", tmp_path / "box")
+    until((tmp_path / "slots.7").is_socket, "it is registered")
+    for _ in range(3):
+        with box.connect("127.0.0.1", 1080) as client:
+            assert peers.drain(client) == b"hello\n"
 
 
 @pytest.mark.origin("socketbox-inetd")

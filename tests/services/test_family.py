@@ -150,7 +150,7 @@ def test_paths_by_address(server: Listen, folder: Path, address: str, port: int,
     ],
 )
 def test_nat64_beyond_96(folder: Path, echo: Echo, address: str) -> None:
-    """[22] a /64 as RFC 6052 has it, and as socketbox-relay -x does, whose /64 is a /96 of ours."""
+    """[22] a /64 as RFC 6052 has it, and the last four bytes, as socketbox-relay has them."""
     with at(folder / "in") as client:
         client.sendall(tproxy(address, echo.port))
         assert echoes(client)
