@@ -23,6 +23,17 @@ from urelay.namespaces.enter import call_inside
 
 pytestmark = pytest.mark.netns
 
+# Every port of two networks, to the one socket, as the wiki of Universal Relay sets it up.
+TPROXY = """
+table inet relay {
+    chain in {
+        type filter hook prerouting priority mangle; policy accept;
+        ip daddr 198.51.100.0/24 meta l4proto tcp tproxy ip to 127.0.0.20:1 accept
+        ip6 daddr 2001:db8::/32 meta l4proto tcp tproxy ip6 to [::ffff:127.0.0.20]:1 accept
+    }
+}
+"""
+
 
 @pytest.fixture
 def box(net: Network, stack: ExitStack) -> Namespace:
@@ -30,7 +41,7 @@ def box(net: Network, stack: ExitStack) -> Namespace:
     return web_box(net, stack)
 
 
-# --- ctrtool: 1, 2, 3
+# --- ctrtool: 1, 2, 3, 5
 
 
 @pytest.mark.origin("ctrtool")
@@ -76,6 +87,31 @@ def test_a_listener_that_ctrtool_opens_in_a_rootless_namespace(
     client = call_inside(there, lambda: socket.create_connection(("127.0.0.1", 1080), 20))
     assert peers.socks5(client, peers.literal(SERVER), 80) == 0
     assert get(client) == b"server"
+    relay.finish()
+
+
+@pytest.mark.origin("ctrtool")
+@pytest.mark.peer("nft")
+def test_a_transparent_listener_of_ctrtool_gets_every_port(
+    net: Network, box: Namespace, stack: ExitStack, tmp_path: Path
+) -> None:
+    """[5] the flag `t`, and TPROXY to an IPv6 socket at an IPv4-mapped address."""
+    inside = net.namespace("inside")
+    inside.everything_is_local()
+    inside.nft(TPROXY)
+    policy = tmp_path / "site.urr"
+    policy.write_text(
+        "listen lan = transparent fd env CTRTOOL_NS_OPEN_FILE_FD_0\n"
+        f"match {{ 198.51.100.0/24, 2001:db8::/32 }} -> rewrite to {SERVER}, port 80 then direct\n"
+    )
+    prefix = [str(origin("ctrtool")), "ns_open_file", "-n", "-N", inside.path]
+    relay = Urelay(policy, box, prefix=[*prefix, "-6", "::ffff:127.0.0.20,1,at", "-l", "128"])
+    stack.callback(relay.stop)
+    relay.ready()
+    dialled = [("198.51.100.7", 80), ("198.51.100.8", 65535), ("2001:db8::7", 443)]
+    for host, port in dialled:
+        assert get(inside.connect(host, port)) == b"server"
+    assert [(record["destination"], record["port"]) for record in relay.records(3)] == dialled
     relay.finish()
 
 
