@@ -1,6 +1,6 @@
 """What the programs of urelay's family send and expect, byte for byte, without these programs.
 
-The real ones are in tests/e2e/test_origin.py; the numbers in brackets are those of tests/README.md.
+The real ones are in tests/e2e/test_origin*.py; the numbers in brackets are those of tests/README.md.
 """
 
 from __future__ import annotations
