@@ -103,7 +103,7 @@ class Flow:
             poller.assign(direction.src, direction)
             if told & (select.EPOLLIN | BEHIND):
                 # That edge went to somebody else, and comes no more: look what is there.
-                direction.eager = bool(told & BEHIND)
+                direction.eager = told & BEHIND
                 poller.again(direction)
         if direction.held:
             poller.again(direction)
