@@ -75,7 +75,6 @@ _OUT = select.EPOLLOUT
 BEHIND = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _DEAD = select.EPOLLHUP | select.EPOLLERR
 _RARE = select.EPOLLPRI | select.EPOLLERR
-_TROUBLE = _RARE | _DEAD
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 _LONGEST_CHECK_S = 60.0
@@ -161,20 +160,20 @@ class Direction:
     """The other way; unset when the flow is over"""
     flow: Flow
     """Unset when the flow is over"""
+    rest: bytes | memoryview
 
     def __init__(
-        self, pump: Pump, src: SocketType, dst: SocketType, early: bytes, now: float, prompt: bool
+        self, flow: Flow, pump: Pump, src: SocketType, dst: SocketType, now: float, prompt: bool
     ) -> None:
+        self.flow = flow
         self.pump = pump
         self.src = src
         self.dst = dst
         self.state = OPEN
         self.count = 0
         """Bytes the destination's kernel has taken"""
-        self.held = len(early)
+        self.held = 0
         """Bytes read and not delivered: in `pipe` if there is one, else in `rest`"""
-        if early:
-            self.rest: bytes | memoryview = early
         self.pipe: Pipe | None = None
         self.burst = 0
         """What one splice asks for; 0: copying until a burst is large; _COPY_ONLY: copying for ever"""
@@ -196,13 +195,13 @@ class Direction:
                 return
         if events & BEHIND:
             self.eager = events
-            if events & _TROUBLE:
+            if events & _RARE or self.state:
                 self._meet_trouble(events)
                 return
-        elif not events & _IN:
+        elif not events & _IN or self.state:
             return
-        # What is held waits for the destination, which will tell; more may arrive a thousand times.
-        if self.held or self.state:
+        if self.held:
+            # It waits for the destination, which will tell; more may arrive a thousand times.
             return
         if self.burst > 0:
             self._stream()
@@ -241,6 +240,11 @@ class Direction:
         elif self.eager:
             pump.poller.again(self)
 
+    def begin_with(self, early: bytes) -> None:
+        """Deliver first what was read of the source already."""
+        self.rest = early
+        self.held = len(early)
+
     def on_crash(self) -> None:
         """End the flow, whatever state it is in."""
         if self.state != OVER:
@@ -253,10 +257,10 @@ class Direction:
                 self.on_event(_IN)
 
     def _meet_trouble(self, events: int) -> None:
-        """Both directions of `src` are over, or it failed, or there is urgent data."""
+        """Urgent data, an error, or more of the end of a source that has ended."""
         if events & _RARE:
             self._prepare(events)
-        if not self.held:
+        if not (self.held or self.state):
             self.on_event(_IN)
         if events & _DEAD and self.state == ENDED and not self.errno:
             self._has_died(events)
