@@ -173,8 +173,12 @@ class Relay:
         except Exception:
             log.exception("a connection failed for a reason nobody foresaw")
             connection.on_crash()
-        if len(self.handshaking) > self.limits.max_handshakes:
+
+    def begin_handshake(self, connection: Connection) -> None:
+        """A client is to say where it wants to go; one too many costs the one that took longest its place."""
+        if len(self.handshaking) >= self.limits.max_handshakes:
             next(iter(self.handshaking)).evict()
+        self.handshaking[connection] = None
 
     def enter(self, connection: Connection) -> bool:
         """Count a connection as its address's; one too many is turned away, and this says False."""
