@@ -138,26 +138,31 @@ class Poller(selectors.BaseSelector):
         if self.handlers.pop(sock.fileno(), None) is not None:
             self._epoll.unregister(sock.fileno())
 
-    def watches(self, sock: SocketType) -> bool:
-        """Whether `sock` is watched."""
-        return sock.fileno() in self.handlers
-
     def share(self, sock: SocketType) -> None:
         """Another process may have `sock` too, so closing it will not make the kernel forget it."""
         self._shared.add(sock.fileno())
 
-    def retire(self, *socks: SocketType) -> None:
-        """Forget and close them: at the end of the batch, or now if there is none."""
-        for sock in socks:
-            fd = sock.fileno()
-            watched = self.handlers.pop(fd, None) is not None
-            if self._shared:
-                self._forget_shared(fd, watched)
+    def retire(self, sock: SocketType) -> None:
+        """Forget and close it: at the end of the batch, or now if there is none."""
+        fd = sock.fileno()
+        watched = self.handlers.pop(fd, None) is not None
+        if self._shared:
+            self._forget_shared(fd, watched)
         if self._in_batch:
-            self._retired += socks
+            self._retired.append(sock)
         else:
-            for sock in socks:
-                sock.close()
+            sock.close()
+
+    def retire_both(self, one: SocketType, other: SocketType) -> None:
+        """`retire`, for two that end together."""
+        if self._shared or not self._in_batch:
+            self.retire(one)
+            self.retire(other)
+        else:
+            forget = self.handlers.pop
+            forget(one.fileno(), None)
+            forget(other.fileno(), None)
+            self._retired += (one, other)
 
     def _forget_shared(self, fd: int, watched: bool) -> None:
         # epoll forgets a socket with its last descriptor, and would report this one under a number
