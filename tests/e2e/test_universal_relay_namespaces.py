@@ -1,15 +1,14 @@
 """What is dialled in a namespace, with the real Universal Relay and with us: the same requests leave it.
 
 What it needs is in tests/e2e/universal.py; without it every test here is skipped. Universal Relay has no
-policy: here it is put together from its parts as its own example is, with a table of filters. Rows 1, 4, 5
-and 21 of the table in tests/README.md.
+policy: here it is put together from its parts, as its own examples are, with a table of filters or of names.
+Rows 1, 4, 5, 21 and 34 of the table in tests/README.md.
 """
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Sequence
 
 import pytest
 
@@ -17,13 +16,14 @@ from tests.conftest import origin
 from tests.e2e import peers
 from tests.e2e.conftest import Serve
 from tests.e2e.rig import Namespace, Network
-from tests.e2e.universal import FOLDER, WEB, Lab, lab, reached
+from tests.e2e.universal import FOLDER, WEB, Lab, lab, reached, whereabouts
+from tests.engine.tls_peers import Authority
 
 __all__ = ["lab"]
 
 pytestmark = [pytest.mark.netns, pytest.mark.origin(FOLDER), pytest.mark.peer("node")]
 
-# As Universal Relay's example is built (exampleWithFilters.js), with filters of our own.
+# As its exampleWithFilters.js is built: to a SOCKS server, through filters.
 SEED = """
 const [folder, path, table] = process.argv.slice(2);
 const urelay = require(folder + '/src');
@@ -45,6 +45,25 @@ const serve = urelay.server_generic.make_server(
     rewrite.makeSimpleIPRewrite(filters),
     urelay.socks_server.make_socks_client({path}),
 );
+"""
+# As its connFuncType `directTLS` is used: the client speaks plainly, the server TLS.
+ENCRYPTED = """
+const [folder, authority, table] = process.argv.slice(2);
+const urelay = require(folder + '/src');
+const ca = require('fs').readFileSync(authority);
+const names = JSON.parse(table);
+const encrypt = async (asked) => {
+    const target = urelay.endpoint.fromCRAreq(asked.req);
+    target.options_map_.set('!connFuncType', 'directTLS');
+    target.options_map_.set('!tls_options', {ca, servername: names[target.getIPString()]});
+    asked.req = [target.toCRAreq()];
+    return null;
+};
+const serve = urelay.server_generic.make_server(
+    urelay.transparent_server.transparent_server, encrypt, urelay.dns_he.simple_connect_HE
+);
+"""
+LISTEN = """
 const fd = process.env.CTRTOOL_NS_OPEN_FILE_FD_1;
 require('net').createServer({pauseOnConnect: true, allowHalfOpen: true}, serve)
     .listen(fd ? {fd: +fd} : {host: '::', port: 80}, () => console.log('listening'));
@@ -110,12 +129,12 @@ NEVER_CARRIED = {"64:ff9b::c000:201": "01 c0000201 0050", "64:ff9b::a01:203": "0
 """It asks for these, we do not: the well-known prefix carries global addresses only (RFC 6052, 3.1)"""
 
 
-def transparent() -> socket.socket:
-    """The socket that TPROXY hands connections to, in the namespace of the calling thread."""
+def listener(port: int) -> socket.socket:
+    """A socket for every address, by TPROXY too, in the namespace of the calling thread."""
     sock = socket.socket(socket.AF_INET6)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-    sock.bind(("::", 1))
+    sock.bind(("::", port))
     sock.listen()
     return sock
 
@@ -137,18 +156,18 @@ def whole(request: str | None) -> bytes:
     return b"" if request is None else bytes.fromhex("050100" + request)
 
 
-def seed(
-    lab: Lab, netns: Namespace, filters: Sequence[Filter], path: str, listener: socket.socket | None = None
+def put_together(
+    lab: Lab, netns: Namespace, script: str, *arguments: str, inherited: socket.socket | None = None
 ) -> None:
-    """Universal Relay as its filters have it, on port 80 of every address, or at a socket; out by SOCKS."""
-    script = lab.folder / "seed.js"
-    script.write_text(SEED)
-    arguments = (str(script), str(origin(FOLDER)), lab.path(path), json.dumps(filters))
-    if listener is None:
-        lab.node(netns, *arguments).wait_listening(80)
-        return
-    number = listener.fileno()
-    program = lab.node(netns, *arguments, env={INHERITED: str(number)}, pass_fds=[number])
+    """Starts it in a namespace, on port 80 of every address there or on a socket that is handed to it."""
+    path = lab.folder / "relay.js"
+    path.write_text(script + LISTEN)
+    argv = (str(path), str(origin(FOLDER)), *arguments)
+    if inherited is None:
+        program = lab.node(netns, *argv)
+    else:
+        number = inherited.fileno()
+        program = lab.node(netns, *argv, env={INHERITED: str(number)}, pass_fds=[number])
     program.wait_line("listening")
 
 
@@ -167,7 +186,7 @@ def test_the_same_addresses_dialled_through_both(
     """IPv4 reaches a listener for both families, and is asked for as IPv4."""
     theirs, ours = twins
     lab.unix_server("out.sock", recorder)
-    seed(lab, theirs, FILTERS, "out.sock")
+    put_together(lab, theirs, SEED, lab.path("out.sock"), json.dumps(FILTERS))
     serve(f"listen lan = transparent [::]:80 {{ netns {ours.name} }}\n{THE_SAME}", lab.box)
     asked = {address: (request, request) for address, request in DIALLED.items()}
     asked |= {address: (request, None) for address, request in NEVER_CARRIED.items()}
@@ -181,9 +200,10 @@ def test_the_same_ports_by_tproxy(lab: Lab, twins: tuple[Namespace, Namespace], 
     sockets = []
     for netns in twins:
         netns.nft(TPROXY)
-        sockets.append(lab.stack.enter_context(netns.call(transparent)))
+        sockets.append(lab.stack.enter_context(netns.call(lambda: listener(1))))
     lab.unix_server("out.sock", recorder)
-    seed(lab, twins[0], FILTERS, "out.sock", sockets[0])
+    filters = json.dumps(FILTERS)
+    put_together(lab, twins[0], SEED, lab.path("out.sock"), filters, inherited=sockets[0])
     number = sockets[1].fileno()
     serve(
         f"listen lan = transparent fd env {INHERITED}\n{THE_SAME}",
@@ -205,7 +225,45 @@ def test_it_sends_a_namespace_out_through_us(lab: Lab, net: Network, serve: Serv
     inside = net.namespace("inside")
     inside.everything_is_local()
     relay = serve('listen socks = socks unix "ours.sock"\nmatch any -> direct\n', lab.box)
-    seed(lab, inside, [], "ours.sock")
+    put_together(lab, inside, SEED, lab.path("ours.sock"), "[]")
     addresses = ["203.0.113.9", "2001:db8::5"]
     assert [reached(inside, a, 80).decode() for a in addresses] == [f"{a} {WEB}" for a in addresses]
     assert [record["destination"] for record in relay.records(2)] == addresses
+
+
+@pytest.mark.peer("openssl")
+def test_the_same_tls_server_for_plain_clients(
+    lab: Lab, twins: tuple[Namespace, Namespace], serve: Serve
+) -> None:
+    """Both check the certificate for the client: who has another name is not spoken to."""
+    theirs, ours = twins
+    authority = Authority(lab.folder)
+    context = authority.server("DNS:far.test")
+
+    def encrypted(sock: socket.socket) -> None:
+        sock.settimeout(20)
+        with context.wrap_socket(sock, server_side=True) as tls:
+            tls.sendall(whereabouts(tls).encode())
+            tls.unwrap()
+
+    lab.stack.enter_context(peers.Server(lab.out.listen("::", 443), encrypted))
+    names = {"203.0.113.9": "far.test", "2001:db8::9": "far.test", "203.0.113.10": "other.test"}
+    taken = lab.stack.enter_context(theirs.call(lambda: listener(443)))
+    table = (str(authority.certificate), json.dumps(names))
+    put_together(lab, lab.box, ENCRYPTED, *table, inherited=taken)
+    serve(
+        f"""\
+        listen lan = transparent [::]:443 {{ netns {ours.name} }}
+        upstream far   = direct {{ tls, ca "ca.pem", server-name far.test }}
+        upstream other = direct {{ tls, ca "ca.pem", server-name other.test }}
+        match any -> via far
+        match 203.0.113.10 -> via other
+        """,
+        lab.box,
+    )
+    made = {address: [reached(netns, address, 443).decode() for netns in twins] for address in names}
+    assert made == {
+        "203.0.113.9": ["203.0.113.9 443"] * 2,
+        "2001:db8::9": ["2001:db8::9 443"] * 2,
+        "203.0.113.10": ["", ""],
+    }

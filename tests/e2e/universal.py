@@ -142,8 +142,13 @@ def lab(net: Network, stack: ExitStack, tmp_path: Path) -> Lab:
 
 def here(sock: socket.socket) -> None:
     """A server that says by which address and port it was reached."""
+    peers.says(whereabouts(sock))(sock)
+
+
+def whereabouts(sock: socket.socket) -> str:
+    """A socket's own address and port."""
     address, port = sock.getsockname()[:2]
-    peers.says(f"{address.removeprefix('::ffff:')} {port}")(sock)
+    return f"{address.removeprefix('::ffff:')} {port}"
 
 
 def everything(sock: socket.socket) -> bytes:
