@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.e2e import peers
 from tests.e2e.conftest import Serve
 from tests.e2e.relay import ROOT
-from tests.e2e.rig import until
+from tests.e2e.rig import READY_S
 from tests.e2e.universal import (
     FOLDER,
     IMPORTED,
@@ -39,7 +41,7 @@ from tests.e2e.universal import (
 
 __all__ = ["lab"]
 
-pytestmark = [pytest.mark.netns, pytest.mark.origin(FOLDER), pytest.mark.peer("node")]
+pytestmark = [pytest.mark.netns, pytest.mark.origin(FOLDER)]
 
 FAR = {"ip_subst": "203.0.113.0/24"}
 """A group of addresses (`i-hx-GROUP-NUMBER.u-relay.home.arpa`) that is reached through a SOCKS server"""
@@ -195,7 +197,8 @@ def test_curl_tunnels_through_both(lab: Lab, serve: Serve) -> None:
             assert (got.returncode, got.stdout) == (0, b"web200"), got.stderr
     # It says 200 before it dials: a tunnel that ends at once. We dial first.
     theirs, ours = (curl(port, f"http://203.0.113.9:{web.port + 1}/") for port in (REAL, OURS))
-    assert (theirs.returncode, theirs.stdout) == (52, b"200"), theirs.stderr
+    assert theirs.returncode in (52, 56), theirs.stderr
+    assert theirs.stdout == b"200"
     assert (ours.returncode, ours.stdout) == (56, b"502"), ours.stderr
 
 
@@ -244,43 +247,53 @@ def test_what_the_maps_do_not_say_is_nobody_to_either(lab: Lab, serve: Serve) ->
         assert both(lab, f"{PREFIX}:{low}") == ["", ""], low
 
 
+# --- 32: a name of several addresses
+
+
+def test_two_silent_addresses_before_the_one_that_answers(lab: Lab, serve: Serve) -> None:
+    """It begins with the third when the first has had its ten seconds; we wait for nobody that long."""
+    lab.universal_relay()
+    serve(f"listen socks = socks 127.0.0.1:{OURS}\nmatch any -> direct\n", lab.box, *lab.resolver)
+    took = []
+    for port in (SOCKS, OURS):
+        begun = time.monotonic()
+        with lab.dial(port) as sock:
+            assert peers.socks5(sock, b"late.test", WEB) == 0
+            assert everything(sock).decode() == f"203.0.113.9 {WEB}"
+        took.append(time.monotonic() - begun)
+    theirs, ours = took
+    assert ours < 5 < 9 < theirs, took
+
+
 # --- 33: half-closes
 
 
-class Silenced:
-    """A server that says BYE, ends its side, and counts what still comes."""
-
-    def __init__(self) -> None:
-        self.counted: list[int] = []
-
-    def __call__(self, sock: socket.socket) -> None:
-        sock.sendall(b"BYE")
-        sock.shutdown(socket.SHUT_WR)
-        count = 0
-        with contextlib.suppress(OSError):
-            while data := sock.recv(65536):
-                count += len(data)
-        self.counted.append(count)
-
-
 LATE = 5000
+"""Bytes of a client that the other side counts"""
 
 
 def test_what_a_client_sends_after_the_server_has_ended(lab: Lab, serve: Serve) -> None:
     """It ends the whole connection with the server's side of it; we carry on with the client's."""
     lab.universal_relay()
     serve(f"listen socks = socks 127.0.0.1:{OURS}\nmatch any -> direct\n", lab.box)
-    handler = Silenced()
-    server = lab.stack.enter_context(peers.Server(lab.out.listen("::"), handler))
-    for number, port in enumerate((SOCKS, OURS), 1):
+    counted: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def bye(sock: socket.socket) -> None:
+        sock.sendall(b"BYE")
+        sock.shutdown(socket.SHUT_WR)
+        counted.put(len(everything(sock)))
+
+    server = lab.stack.enter_context(peers.Server(lab.out.listen("::"), bye))
+    arrived = []
+    for port in (SOCKS, OURS):
         with lab.dial(port) as sock:
             assert peers.socks5(sock, peers.literal("203.0.113.9"), server.port) == 0
             assert everything(sock) == b"BYE"
             with contextlib.suppress(OSError):
                 sock.sendall(bytes(LATE))
                 sock.shutdown(socket.SHUT_WR)
-            until(lambda count=number: len(handler.counted) == count, "the server has seen the end")
-    assert handler.counted == [0, LATE]
+            arrived.append(counted.get(timeout=READY_S))
+    assert arrived == [0, LATE]
 
 
 @pytest.mark.parametrize("first", ["it", "we"])
@@ -294,9 +307,8 @@ def test_a_client_may_end_its_side_in_a_chain_of_both(lab: Lab, serve: Serve, fi
         sock.sendall(b"%d" % len(peers.drain(sock)))
 
     server = lab.stack.enter_context(peers.Server(lab.out.listen("::"), after_the_end))
-    port, host = {"it": (SOCKS, b"i-hx-far-9.u-relay.home.arpa"), "we": (OURS, peers.literal("203.0.113.9"))}[
-        first
-    ]
+    named = b"i-hx-far-9.u-relay.home.arpa"
+    port, host = (SOCKS, named) if first == "it" else (OURS, peers.literal("203.0.113.9"))
     with lab.dial(port) as sock:
         assert peers.socks5(sock, host, server.port) == 0
         sock.sendall(bytes(LATE))

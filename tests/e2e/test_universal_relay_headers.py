@@ -28,7 +28,7 @@ from tests.e2e.universal import (
 
 __all__ = ["lab"]
 
-pytestmark = [pytest.mark.netns, pytest.mark.origin(FOLDER), pytest.mark.peer("node")]
+pytestmark = [pytest.mark.netns, pytest.mark.origin(FOLDER)]
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

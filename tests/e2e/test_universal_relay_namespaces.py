@@ -21,7 +21,7 @@ from tests.engine.tls_peers import Authority
 
 __all__ = ["lab"]
 
-pytestmark = [pytest.mark.netns, pytest.mark.origin(FOLDER), pytest.mark.peer("node")]
+pytestmark = [pytest.mark.netns, pytest.mark.origin(FOLDER)]
 
 # As its exampleWithFilters.js is built: to a SOCKS server, through filters.
 SEED = """

@@ -1,7 +1,7 @@
 """The real Universal Relay, and a place to ask it and us for the same.
 
 URELAY_ORIGIN_DIR holds the folder `universal-relay`: the program in its form of November 2024 (index.js and
-src) with what it needs (`npm install express@4 ip` there).
+src) with what it needs (`npm install express@4 ip` there); and `node` must be installed.
 
 Both programs run in `box`. What they are asked for is in `out`, where 203.0.113.0/24 and 2001:db8::/64 are
 local and each server says by which address and port it was reached: so one word tells whether two relays
@@ -21,12 +21,18 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import origin
-from tests.e2e import peers
+from tests.e2e import peers, programs
 from tests.e2e.rig import Namespace, Network, Program, until
 
 FOLDER = "universal-relay"
 WEB = 80
-NAMES = {"www.test": ("203.0.113.80",), "six.test": ("2001:db8::80",)}
+SILENT = ("2001:db8::5117", "203.0.113.51")
+"""Addresses whose packets are dropped"""
+NAMES = {
+    "www.test": ("203.0.113.80",),
+    "six.test": ("2001:db8::80",),
+    "late.test": (*SILENT, "203.0.113.9"),
+}
 
 PREFIX = "fedb:1200:4500:7800"
 """The /64 of its addresses"""
@@ -126,12 +132,16 @@ class Lab:
 @pytest.fixture
 def lab(net: Network, stack: ExitStack, tmp_path: Path) -> Lab:
     """The namespaces, servers on three ports of every address in `out`, and the resolvers."""
+    if programs.find("node") is None:
+        pytest.skip("Universal Relay needs `node`")
     box, out = net.namespace("box"), net.namespace("out")
     net.wire(box, out, ["192.0.2.1/24", "2001:db8:ffff::1/64"], ["192.0.2.2/24", "2001:db8:ffff::2/64"])
     box.default_route("192.0.2.2", "2001:db8:ffff::2")
     box.ip("-6", "route", "add", "local", f"{PREFIX}::/64", "dev", "lo")
     for family, prefix in (("-4", "203.0.113.0/24"), ("-6", "2001:db8::/64")):
         out.ip(family, "route", "add", "local", prefix, "dev", "lo")
+    for address in SILENT:
+        out.ip("route", "add", "blackhole", address, "table", "local")
     for port in (WEB, WILD, IMPORTED):
         stack.enter_context(peers.Server(out.listen("::", port), here))
     names = stack.enter_context(peers.NameServer(box.call(lambda: peers.datagram("127.0.0.1")), NAMES))
