@@ -52,12 +52,15 @@ BLOCKS = [
         "2001:db8::5efe:a00:8/125 64:ff9b::a00:0/124 "
         "64:ff9b::808:800/124 2002:a00::/124 2001:db8:1::a00:0/124 64:ff9b:1::/48 "
         "2001:0:a00:5::/64 ::a00:0/124 "
-        "2001:db8:2:a:0:0:5:0/112 0.0.0.0/0 ::/0"
+        "2001:db8:2:a:0:0:5:0/112 2001:db8:4:0:5ff:6464:a00:0/124 0.0.0.0/0 ::/0"
     ).split()
 ]
 NAMES = "example.com a.example.com b.a.example.com com other.net".split()
 NAT64 = [
-    build.prefix(text) for text in "64:ff9b::/96 2001:db8:1::/96 2001:db8:2:a::/64 2001:db8:3::/48".split()
+    build.prefix(text)
+    for text in (
+        "64:ff9b::/96 2001:db8:1::/96 2001:db8:2:a::/64 2001:db8:3::/48 2001:db8:4:0:5ff:6464::/96"
+    ).split()
 ]
 PORTS = [build.ports(text) for text in "80 80-81 80-89 85-94 1-1023 443 1-65535".split()]
 SOURCES = [build.prefix(text) for text in "10.0.0.0/8 10.1.0.0/16 fd00::/8".split()]
