@@ -38,7 +38,6 @@ import os
 import selectors
 import signal
 import socket
-import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -51,9 +50,9 @@ from urelay.services.answers import Answers
 from urelay.services.channel import Channel, Word
 from urelay.services.crew import Crew, Member
 from urelay.services.fork import fork
-from urelay.services.generation import Generation, prepare
 from urelay.services.log import LineHandler, logging_to
 from urelay.services.notify import Notifier
+from urelay.services.preparing import Prepared, Preparing
 from urelay.services.sink import DirectSink, Sink
 from urelay.services.worker import Worker, interleaved
 
@@ -61,10 +60,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from urelay.engine.resolve import Resolver
-    from urelay.services.captures import Captures
     from urelay.services.daemon import Options
-    from urelay.services.listeners import Opener
-    from urelay.services.slots import Slots
+    from urelay.services.generation import Generation
+    from urelay.services.holdings import Holdings
 
 _STANDARD_ERROR = 2
 _ANSWER_S = 10.0
@@ -83,9 +81,7 @@ _log = logging.getLogger(__name__)
 def supervise(
     path: str,
     options: Options,
-    opener: Opener,
-    captures: Captures,
-    slots: Slots,
+    holdings: Holdings,
     resolver: Resolver,
     generation: Generation,
 ) -> None:
@@ -98,15 +94,10 @@ def supervise(
         handler = at_exit.enter_context(logging_to(sink))
         log = SharedLog(options.access_log)
         at_exit.callback(log.close)
-        # The files of unix sockets and the captures go when nobody is connected any more.
-        at_exit.callback(opener.close)
-        at_exit.callback(captures.close)
-        at_exit.callback(slots.close)
-        then = slots.before(generation.policy.slots(), captures.apply)
-        crew = Crew(generation, opener.open(generation.policy.listeners.values(), then=then))
+        at_exit.callback(holdings.close)
+        crew = Crew(generation, holdings.first(generation))
         at_exit.callback(crew.close)
-        opener.close_others()
-        supervisor = Supervisor(path, options, opener, captures, slots, resolver, log, sink, handler)
+        supervisor = Supervisor(path, options, holdings, resolver, log, sink, handler)
         at_exit.callback(supervisor.close)
         with supervisor.signals():
             supervisor.run(crew)
@@ -122,9 +113,7 @@ class Supervisor:
         self,
         path: str,
         options: Options,
-        opener: Opener,
-        captures: Captures,
-        slots: Slots,
+        holdings: Holdings,
         resolver: Resolver,
         log: SharedLog,
         sink: DirectSink,
@@ -132,9 +121,7 @@ class Supervisor:
     ) -> None:
         self._path = path
         self._options = options
-        self._opener = opener
-        self._captures = captures
-        self._slots = slots
+        self._holdings = holdings
         self._resolver = resolver
         self._log = log
         self._handler = handler
@@ -151,18 +138,19 @@ class Supervisor:
         for sock in (self._news, self._wake):
             sock.setblocking(False)
         self._selector.register(self._news, selectors.EVENT_READ)
-        slots.follow(
+        holdings.slots.follow(
             lambda sock, ready: self._selector.register(sock, selectors.EVENT_READ, ready),
             self._selector.unregister,
         )
         # Told at once, not on a thread: this process relays nothing, and must have no other one.
+        captures = holdings.captures
         captures.follow(
             lambda capture: self._selector.register(
                 capture.monitor, selectors.EVENT_READ, functools.partial(captures.changed, capture)
             ),
             lambda capture: self._selector.unregister(capture.monitor),
         )
-        self._preparing: _Preparing | None = None
+        self._preparing: Preparing | None = None
         self._reload_asked = self._status_asked = False
         self._stops = 0
         """How often it was asked to stop"""
@@ -186,7 +174,9 @@ class Supervisor:
             self._muster(crew)
             self._answers.findings(crew.generation.warnings)
             self._send_out(crew)
-            self._answers.serving(crew.generation, crew.opened, self._captures.ways(), self._options.workers)
+            self._answers.serving(
+                crew.generation, crew.opened, self._holdings.captures.ways(), self._options.workers
+            )
             while not self._stops:
                 self._turn(self._until_next_hire())
                 self._tend()
@@ -271,8 +261,7 @@ class Supervisor:
         """What a worker does, in its own process."""
         # What belongs to others: a worker must not keep their channels or sockets open.
         self.close()
-        self._captures.abandon()
-        self._slots.abandon()
+        self._holdings.abandon()
         ours.close()
         for member in self._members:
             member.channel.close()
@@ -347,7 +336,7 @@ class Supervisor:
 
     def _tend(self) -> None:
         if self._preparing is not None and self._preparing.over:
-            self._end_reload(self._preparing.outcome())
+            self._end_reload(self._preparing)
         if self._reload_asked and self._preparing is None:
             self._begin_reload()
         if self._status_asked:
@@ -402,34 +391,34 @@ class Supervisor:
         self._reload_asked = False
         self._answers.reloading()
         self._reopen_logs()
-        self._preparing = _Preparing(self._path, self._wake)
+        self._preparing = Preparing(self._path, {one.key for one in self._crew.opened}, self._awake)
 
-    def _end_reload(self, outcome: Generation | Exception) -> None:
+    def _awake(self) -> None:
+        """End the wait, from another thread."""
+        with contextlib.suppress(OSError):  # full of signals, so awake anyway
+            self._wake.send(b"\0")
+
+    def _end_reload(self, preparing: Preparing) -> None:
         self._preparing = None
         try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            self._change_over(outcome)
+            prepared = preparing.outcome()
+            self._change_over(prepared)
         except Exception as error:
             # A reload must not end the relay, whatever is wrong with it.
             self._answers.not_reloaded(error, self._crew.generation)
         else:
-            self._answers.findings(outcome.warnings)
-            self._answers.reloaded(outcome)
+            self._answers.findings(prepared.generation.warnings)
+            self._answers.reloaded(prepared.generation)
         self._answers.ready(self._crew.generation)
 
-    def _change_over(self, generation: Generation) -> None:
+    def _change_over(self, prepared: Prepared) -> None:
         """Let a fresh crew with another generation take over; on StartError nothing has changed."""
         old = self._crew
-        held = {one.key: one.sock for one in old.opened}
-        then = self._slots.before(generation.policy.slots(), self._captures.apply)
-        opened = self._opener.open(generation.policy.listeners.values(), held, then)
-        fresh = Crew(generation, opened)
+        fresh = Crew(prepared.generation, self._holdings.next(prepared, old.opened))
         try:
             self._muster(fresh)
         except BaseException:
-            self._captures.apply(old.opened)
-            self._slots.apply(old.generation.policy.slots())
+            self._holdings.back_to(old.generation, old.opened)
             fresh.close()
             raise
         leaving = list(old.members.values())
@@ -467,31 +456,3 @@ class Supervisor:
             for member in self._members:
                 member.finish(0)
             self._wait(lambda: not self._members, _ANSWER_S)
-
-
-class _Preparing:
-    """A generation in the making, on a thread, so that signals and workers are heard meanwhile."""
-
-    def __init__(self, path: str, wake: socket.socket) -> None:
-        """A byte is sent by `wake` when it is over."""
-        self.over = False
-        self._path = path
-        self._wake = wake
-        self._outcome: Generation | Exception
-        # A daemon: a stop need not wait for a policy that nobody will use.
-        self._thread = threading.Thread(target=self._prepare, name="reload", daemon=True)
-        self._thread.start()
-
-    def outcome(self) -> Generation | Exception:
-        """What came of it, once it is over; the thread is gone then."""
-        self._thread.join()
-        return self._outcome
-
-    def _prepare(self) -> None:
-        try:
-            self._outcome = prepare(self._path)
-        except Exception as error:
-            self._outcome = error
-        self.over = True
-        with contextlib.suppress(OSError):  # full of signals, so awake anyway
-            self._wake.send(b"\0")
