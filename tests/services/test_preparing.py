@@ -72,7 +72,7 @@ def test_a_reload_that_waits_for_a_slot_holds_nobody_up(
             with through(port, echo.port, HERE) as client:
                 assert echoes(client)
             applicant.send(GRANTED)
-            relay.hear("reloaded")
+            relay.hear("urelay: reloaded")
             with through(port, echo.port, HERE) as client:
                 assert echoes(client)
 
