@@ -143,7 +143,7 @@ def test_mutated_configurations_fail_in_one_way_only(seeds: list[bytes], count: 
         except StartError:
             continue
         written += 1
-        if number % 200 == 0:
+        if number % 1000 == 0:
             document, found = parse(Source.from_text("x.urr", text))
             assert found == []
             assert document.statements

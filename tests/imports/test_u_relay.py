@@ -172,7 +172,7 @@ def test_mutated_maps_fail_in_one_way_only() -> None:
         except StartError:
             continue
         written += 1
-        if number % 200 == 0:
+        if number % 1000 == 0:
             document, found = parse(Source.from_text("x.urr", text))
             assert found == []
             assert document.statements
