@@ -231,7 +231,6 @@ def test_the_imported_map_reaches_the_same_names(lab: Lab, serve: Serve) -> None
         assert both(lab, address) == [where, where], name
 
 
-@pytest.mark.xfail(strict=True, reason="`urelay import` writes no route for the window to IPv4 yet")
 def test_the_imported_window_reaches_the_same_ipv4_addresses(lab: Lab, serve: Serve) -> None:
     lab.universal_relay()
     serve(imported(lab), lab.box)
