@@ -35,7 +35,7 @@ def resolve_upstream(node: ast.UpstreamDef, scope: Scope) -> Upstream:
         raise unknown("kind of upstream", node.kind.text, node.kind.span, _KINDS, _HINT)
     kind = UpstreamKind(node.kind.text)
     settings, _ = read_options(node.options, Owner.UPSTREAM, kind, scope)
-    _check_together(node, settings)
+    _check_together(node, kind, settings)
     endpoint: Endpoint | None = None
     members: tuple[str, ...] = ()
     if kind in _GROUPS:
@@ -117,7 +117,7 @@ def _endpoint(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> Endpoin
     raise flaw("UR110", message, (node.arguments[-1] if node.arguments else node.kind).span)
 
 
-def _check_together(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> None:
+def _check_together(node: ast.UpstreamDef, kind: UpstreamKind, settings: Mapping[str, Setting]) -> None:
     spans = {option.name.text: option.span for option in node.options}
     for name, needed in NEEDS.items():
         if name in settings and needed not in settings:
@@ -125,6 +125,10 @@ def _check_together(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> N
     if {"tls", "unix"} <= settings.keys() and not {"server-name", "insecure"} & settings.keys():
         message = "`tls` on a unix socket has no name to verify: it needs `server-name`, or `insecure`"
         raise flaw("UR109", message, spans["tls"])
+    if kind is UpstreamKind.DIRECT and "via" in settings and not {"tls", "send-proxy"} & settings.keys():
+        # It would lead where the other one leads, under another name: whoever wrote it wanted more.
+        message = "`via` on a direct upstream means nothing without `tls` or `send-proxy`"
+        raise flaw("UR109", message, spans["via"], "what it names leads to the destination already")
     for one, other, why in CLASHES:
         if one in settings and other in settings:
             raise flaw("UR109", f"`{other}` cannot stand beside `{one}`: {why}", spans[other])
