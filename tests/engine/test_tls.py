@@ -70,10 +70,11 @@ class TlsDoor(Peer):
         try:
             await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # First of all: whoever ends this peer may cancel it again while it waits.
+            far_writer.close()
             for task in (there, back):
                 task.cancel()
             await asyncio.gather(there, back, return_exceptions=True)
-            far_writer.close()
 
 
 def secured(
