@@ -17,6 +17,8 @@ What must survive the bridge
   close_notify from the server becomes a half-close of the far end. The other way stays open.
 - *A truncation.* An end of the TCP connection without close_notify is no end of the data (RFC 8446, 6.1),
   and anybody on the path can make one. It arrives at the pump as a reset.
+- *A silence.* What asks the near end whether its peer still answers is told about the server: the near
+  end says what it stands for.
 - *A reset.* A unix socket knows none, so the near end is a class of its own: where the kernel would
   report an end of file after a failure, it raises the failure; and told to reset, it tells the bridge,
   which passes on what it still has, then resets the server, without close_notify.
@@ -42,9 +44,11 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from urelay.engine.tcp import Bridged, keep_alive, reset_on_close, unacknowledged
+from urelay.engine.tcp import Bridged, reset_on_close, unacknowledged, unheard_for
 
 if TYPE_CHECKING:
+    from socket import SocketType
+
     from _typeshed import WriteableBuffer as Buffer
 
 log = logging.getLogger(__name__)
@@ -58,6 +62,8 @@ _OWED_S = 30.0
 """How long what is left may take, once the near end is closed; begun again whenever some of it goes"""
 _LOOK_S = 0.02
 """Between two looks whether the server has acknowledged what comes before a reset"""
+_GONE_S = 3.0
+"""A server whose kernel has answered nothing for so long is reset without waiting for that"""
 
 _NOTHING = memoryview(b"")
 
@@ -95,6 +101,10 @@ class _Near(Bridged):
         if not received:
             self._bridge.raise_failure()
         return received
+
+    def stands_for(self) -> SocketType:
+        """The TCP connection to the server."""
+        return self._bridge.raw
 
     def break_off(self) -> None:
         """Closing it shall reset the server."""
@@ -154,7 +164,6 @@ class Bridge:
         self._near_open = True
         self._deadline: asyncio.TimerHandle | None = None
         self._watched: dict[tuple[int, bool], bool] = {}
-        keep_alive(raw)
         # Whatever came with the end of the handshake.
         self._decrypt()
         self._arm()
@@ -340,7 +349,8 @@ class Bridge:
 
     def _finish(self) -> None:
         """Close, or reset once the server has everything that comes before it."""
-        if self.breaks_off and self.raw.fileno() != -1 and unacknowledged(self.raw):
+        raw = self.raw
+        if self.breaks_off and raw.fileno() != -1 and unacknowledged(raw) and unheard_for(raw) < _GONE_S:
             self._watch(self.raw, self._down, reading=True, wanted=False)
             self._loop.call_later(_LOOK_S, self._arm)
             return
