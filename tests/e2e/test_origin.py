@@ -1,15 +1,12 @@
-"""The real programs of the family urelay comes from, on the other side: socketbox, ctrtool and their kin.
+"""ctrtool, socketbox and python-socketbox themselves open our listeners, hand us connections and take ours.
 
-They are looked for in the folder that URELAY_ORIGIN_DIR names, and a test whose program is not there is
-skipped by its name. What these programs send and expect, byte for byte, is tested without them too:
-tests/README.md says where.
+What they send and expect, byte for byte, is tested without them too: tests/README.md says where.
 """
 
 from __future__ import annotations
 
 import json
 import socket
-import struct
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,37 +16,32 @@ import pytest
 from tests.conftest import origin
 from tests.e2e import peers
 from tests.e2e.conftest import Serve
+from tests.e2e.family import SERVER, get, run, web_box
 from tests.e2e.relay import ROOT, Urelay
 from tests.e2e.rig import Namespace, Network, Program, until
+from urelay.namespaces.enter import call_inside
 
 pytestmark = pytest.mark.netns
 
-SERVER = "203.0.113.10"
+# Every port of two networks, to the one socket, as the wiki of Universal Relay sets it up.
+TPROXY = """
+table inet relay {
+    chain in {
+        type filter hook prerouting priority mangle; policy accept;
+        ip daddr 198.51.100.0/24 meta l4proto tcp tproxy ip to 127.0.0.20:1 accept
+        ip6 daddr 2001:db8::/32 meta l4proto tcp tproxy ip6 to [::ffff:127.0.0.20]:1 accept
+    }
+}
+"""
 
 
 @pytest.fixture
 def box(net: Network, stack: ExitStack) -> Namespace:
-    """A namespace with a web server at SERVER."""
-    made = net.namespace("box")
-    made.address("lo", f"{SERVER}/32")
-    stack.enter_context(peers.Server(made.listen(SERVER, 80), peers.web("server")))
-    return made
+    """Where the web server is, and the relay."""
+    return web_box(net, stack)
 
 
-def get(sock: socket.socket) -> bytes:
-    with sock:
-        sock.settimeout(20)
-        sock.sendall(b"GET /name HTTP/1.0\r\n\r\n")
-        return peers.drain(sock).partition(b"\r\n\r\n")[2]
-
-
-def run(stack: ExitStack, netns: Namespace, *argv: object, **options: object) -> Program:
-    program = Program([str(word) for word in argv], netns, **options)  # type: ignore[arg-type]
-    stack.callback(program.stop)
-    return program
-
-
-# --- ctrtool: 1, 2
+# --- ctrtool: 1, 2, 3, 5
 
 
 @pytest.mark.origin("ctrtool")
@@ -76,7 +68,54 @@ def test_a_listener_that_ctrtool_opens_elsewhere(
     relay.finish()
 
 
-# --- socketbox: 14, 15, 16
+@pytest.mark.origin("ctrtool")
+def test_a_listener_that_ctrtool_opens_in_a_rootless_namespace(
+    box: Namespace, stack: ExitStack, tmp_path: Path
+) -> None:
+    """[3] `-U`: it enters the user namespace that owns the network namespace first."""
+    script = "ip link set lo up; echo up; exec sleep 600"
+    rootless = Program(["unshare", "--user", "--map-root-user", "--net", "sh", "-c", script])
+    stack.callback(rootless.stop)
+    rootless.wait_line("up")
+    there = f"/proc/{rootless.pid}/ns/net"
+    policy = tmp_path / "site.urr"
+    policy.write_text(f"listen lan = socks fd env CTRTOOL_NS_OPEN_FILE_FD_0\nmatch {SERVER} -> direct\n")
+    prefix = [str(origin("ctrtool")), "ns_open_file", "-n", "-U", "-N", there, "-d", "inet"]
+    relay = Urelay(policy, box, prefix=[*prefix, "-4", "127.0.0.1,1080,a", "-l", "128"])
+    stack.callback(relay.stop)
+    relay.ready()
+    client = call_inside(there, lambda: socket.create_connection(("127.0.0.1", 1080), 20))
+    assert peers.socks5(client, peers.literal(SERVER), 80) == 0
+    assert get(client) == b"server"
+    relay.finish()
+
+
+@pytest.mark.origin("ctrtool")
+@pytest.mark.peer("nft")
+def test_a_transparent_listener_of_ctrtool_gets_every_port(
+    net: Network, box: Namespace, stack: ExitStack, tmp_path: Path
+) -> None:
+    """[5] the flag `t`, and TPROXY to an IPv6 socket at an IPv4-mapped address."""
+    inside = net.namespace("inside")
+    inside.everything_is_local()
+    inside.nft(TPROXY)
+    policy = tmp_path / "site.urr"
+    policy.write_text(
+        "listen lan = transparent fd env CTRTOOL_NS_OPEN_FILE_FD_0\n"
+        f"match {{ 198.51.100.0/24, 2001:db8::/32 }} -> rewrite to {SERVER}, port 80 then direct\n"
+    )
+    prefix = [str(origin("ctrtool")), "ns_open_file", "-n", "-N", inside.path]
+    relay = Urelay(policy, box, prefix=[*prefix, "-6", "::ffff:127.0.0.20,1,at", "-l", "128"])
+    stack.callback(relay.stop)
+    relay.ready()
+    dialled = [("198.51.100.7", 80), ("198.51.100.8", 65535), ("2001:db8::7", 443)]
+    for host, port in dialled:
+        assert get(inside.connect(host, port)) == b"server"
+    assert [(record["destination"], record["port"]) for record in relay.records(3)] == dialled
+    relay.finish()
+
+
+# --- socketbox: 4, 14, 15, 16
 
 
 @pytest.mark.origin("socketbox")
@@ -89,6 +128,43 @@ def test_socketbox_hands_its_connections_to_us(
     )
     sender.wait_listening(1080)
     assert get(box.connect("127.0.0.1", 1080)) == b"server"
+
+
+@pytest.mark.origin("socketbox")
+def test_socketbox_accepts_for_every_address(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path
+) -> None:
+    """[4, 14] What is handed over still knows which address was dialled."""
+    box.everything_is_local()
+    relay = serve(
+        f"""\
+        listen box = transparent socketbox "box"
+        match {{ 198.51.100.0/24, 2001:db8::/32 }} -> rewrite to {SERVER}, port 80 then direct
+        """,
+        box,
+    )
+    sender = run(stack, box, origin("socketbox"), "-l", "::", "-p", 8080, "-S", tmp_path / "box")
+    sender.wait_listening(8080)
+    for host in ("198.51.100.7", "2001:db8::7"):
+        assert get(box.connect(host, 8080)) == b"server"
+    assert [record["destination"] for record in relay.records(2)] == ["198.51.100.7", "2001:db8::7"]
+
+
+@pytest.mark.origin("socketbox")
+@pytest.mark.origin("socketbox-inetd")
+def test_socketbox_registers_with_us_and_hands_on(
+    box: Namespace, stack: ExitStack, serve: Serve, tmp_path: Path
+) -> None:
+    """[16] `-P 7:PATH`: its connections come from our slot."""
+    listener = f"listen web = forward 127.0.0.1:1080 to {SERVER}:80\n"
+    serve(f'{listener}match {SERVER} -> to socketbox "slots" slot 7\n', box)
+    run(stack, box, origin("socketbox-inetd"), tmp_path / "box", "echo", "hello")
+    until((tmp_path / "box").is_socket, "it receives")
+    run(stack, box, origin("socketbox"), "-P", f"7:{tmp_path}/slots", "-S", tmp_path / "box")
+    until((tmp_path / "slots.7").is_socket, "it is registered")
+    for _ in range(3):
+        with box.connect("127.0.0.1", 1080) as client:
+            assert peers.drain(client) == b"hello\n"
 
 
 @pytest.mark.origin("socketbox-inetd")
@@ -163,33 +239,3 @@ def test_programs_register_with_us(
     for _ in range(3):
         with box.connect("127.0.0.1", 1080) as client:
             assert peers.drain(client) == b"hello\n"
-
-
-# --- u-relay-tproxy: 10, 11
-
-
-@pytest.mark.origin("liburelay-tproxy.so")
-def test_a_program_whose_connections_u_relay_tproxy_announces(
-    box: Namespace, serve: Serve, tmp_path: Path
-) -> None:
-    """Type 2: a header of 232 bytes, whose address block is padded to 216."""
-    relay = serve(
-        f'listen in = transparent unix "in.sock" {{ accept-proxy }}\nmatch {SERVER} -> direct\n', box
-    )
-    path = str(tmp_path / "in.sock").encode() + b"\0"
-    path += bytes(-len(path) % 8)
-    address = bytes(10) + b"\xff\xff" + socket.inet_aton(SERVER)
-    entry = struct.pack(">16sBBHI8x", address, 128, 2, len(path), 0)
-    whole = struct.pack(">IHHII", 0xF200A01F, 1, 1, 0, 0) + entry + path
-    (tmp_path / "tproxy").write_bytes(whole + bytes(4096 - len(whole)))
-    script = (
-        f"import socket; s = socket.create_connection(({SERVER!r}, 80)); "
-        r"s.sendall(b'GET /name HTTP/1.0\r\n\r\n'); print(s.makefile('rb').read().decode())"
-    )
-    done = box.run(
-        "env", f"LD_PRELOAD={origin('liburelay-tproxy.so')}", f"URELAY_TPROXY_FILE={tmp_path}/tproxy",
-        sys.executable, "-c", script,
-    )  # fmt: skip
-    assert done.stdout.rstrip().endswith(b"server"), done.stderr
-    (record,) = relay.records(1)
-    assert record["destination"] == SERVER

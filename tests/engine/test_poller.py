@@ -169,3 +169,62 @@ def test_the_clock_is_that_of_the_batch() -> None:
             poller.remove(near)
 
     run(scene)
+
+
+def test_asyncio_is_left_alone_while_only_relayed_sockets_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred messages, one after the other, within one wait of the loop's."""
+    waits = 0
+    select_once = Poller.select
+
+    def counted(poller: Poller, timeout: float | None = None) -> object:
+        nonlocal waits
+        waits += 1
+        return select_once(poller, timeout)
+
+    monkeypatch.setattr(Poller, "select", counted)
+
+    async def scene(poller: Poller) -> None:
+        loop = asyncio.get_running_loop()
+        near, far = socket.socketpair()
+        done = loop.create_future()
+        left = 100
+
+        def bounce(_told: Told, events: int) -> None:
+            nonlocal left
+            if not events & select.EPOLLIN:
+                return
+            near.recv(1)
+            if left := left - 1:
+                far.send(b"x")
+            else:
+                done.set_result(None)
+
+        with near, far:
+            poller.add(near, Told(bounce))
+            far.send(b"x")
+            before = waits
+            await done
+            assert waits - before <= 3
+            poller.remove(near)
+
+    run(scene)
+
+
+def test_what_a_handler_asks_of_asyncio_comes_at_once() -> None:
+    async def scene(poller: Poller) -> None:
+        loop = asyncio.get_running_loop()
+        near, far = socket.socketpair()
+        soon, later = loop.create_future(), loop.create_future()
+
+        def ask(_told: Told, _events: int) -> None:
+            loop.call_soon(soon.set_result, None)
+            loop.call_later(0.01, later.set_result, None)
+
+        with near, far:
+            async with asyncio.timeout(20):
+                poller.add(near, Told(ask))
+                await soon
+                await later
+            poller.remove(near)
+
+    run(scene)

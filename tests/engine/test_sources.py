@@ -62,6 +62,38 @@ def test_one_address_leaves_room_for_another(world: Make) -> None:
         assert exactly(far, 1) == b"y"
 
 
+def test_shares_are_counted_only_in_a_crowd_and_then_of_everybody(world: Make) -> None:
+    """Counting begins in the middle, is forgotten, and begins again: nobody has more or less than a share."""
+    here = world(*OPEN, per_source=4)
+    server = here.server()
+    address = here.listen(ListenerKind.FORWARD, to=endpoint(server))
+    ended = 0
+
+    def enter(source: str) -> socket.socket:
+        client = from_address(source, address)
+        here.accepted(server)
+        return client
+
+    def counts() -> bool:
+        return here.thread.call(lambda: here.relay._sources is not None)
+
+    hogs = [enter("127.0.0.1") for _ in range(4)]
+    for _ in range(2):
+        assert not counts()
+        others = [enter("127.0.0.2") for _ in range(2)]
+        assert counts()
+        assert here.is_reset(address), "of those that were there before anybody counted"
+        reset(hogs.pop())
+        here.record(ended := ended + 2)
+        hogs.append(enter("127.0.0.1"))
+        for client in (*others, *hogs[1:]):
+            reset(client)
+        here.record(ended := ended + 5)
+        hogs[1:] = [enter("127.0.0.1") for _ in range(3)]
+    for client in hogs:
+        client.close()
+
+
 def test_a_listeners_limit_stands_above_the_relays(world: Make) -> None:
     here = world(*OPEN, per_source=1)
     server = here.server()

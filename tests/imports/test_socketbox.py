@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.imports.boxes import goes, random_connection, random_rules, table
 from tests.policy.policies import sound
 from urelay.errors import StartError
 from urelay.imports.socketbox import convert
 from urelay.net.address import parse_address
-from urelay.policy.check import check_file
-from urelay.table.compile import compile_policy
-from urelay.table.evaluate import Table
 
 EXAMPLE = """\
 max-maps:10
@@ -36,19 +34,6 @@ map-set:3 size:2 match-lip:120 match-lport:1
 ip:::ffff:198.51.100.77 port:8080 jump-unix:run/mapped.sock
 default fail
 """
-
-
-def table(folder: Path, text: str) -> Table:
-    path = folder / "box.urr"
-    path.write_text(convert(text, "socketbox.conf"))
-    judged = check_file(str(path))
-    assert judged.policy is not None, judged.diagnostics
-    return compile_policy(judged.policy)
-
-
-def goes(decided: Table, host: str, port: int, source: str = "203.0.113.1") -> str:
-    decision = decided.decide(parse_address(host), port, parse_address(source), "box")
-    return "deny" if decision.denied else (decision.template or "").rpartition("run/")[2]
 
 
 @pytest.mark.parametrize(
@@ -88,25 +73,11 @@ def test_the_policy_is_sound(tmp_path: Path) -> None:
 def test_random_rules_agree_with_the_first_match(tmp_path: Path) -> None:
     rng = random.Random(5)
     for _ in range(15):
-        rules = []
-        lines = ["max-rules:1", "rule-set:0 size:9"]
-        for number in range(rng.randint(1, 6)):
-            ip = rng.choice([None, *(rng.choice([96, 104, 112, 120, 128]) for _ in range(3))])
-            port = rng.choice([None, 80, 443])
-            rip = rng.choice([None, None, 104, 128])
-            words = []
-            if ip is not None:
-                words.append(f"ip:::ffff:10.0.{rng.randrange(2)}.{rng.randrange(2)}/{ip}")
-            if port is not None:
-                words.append(f"port:{port}")
-            if rip is not None:
-                words.append(f"rip:::ffff:10.{rng.randrange(2)}.0.1/{rip}")
-            rules.append((words, f"{number}.sock"))
-            lines.append(" ".join([*words, f"jump-unix:/run/{number}.sock"]))
-        decided = table(tmp_path, "\n".join(lines))
+        rules = [(words, f"{number}.sock") for number, words in enumerate(random_rules(rng))]
+        lines = [" ".join([*words, f"jump-unix:/run/{name}"]) for words, name in rules]
+        decided = table(tmp_path, "\n".join(["max-rules:1", "rule-set:0 size:9", *lines]))
         for _ in range(60):
-            host = f"10.0.{rng.randrange(2)}.{rng.randrange(3)}"
-            port, source = rng.choice([80, 443, 22]), f"10.{rng.randrange(2)}.0.{rng.randrange(1, 3)}"
+            host, port, source = random_connection(rng)
             expected = next((name for words, name in rules if fits(words, host, port, source)), "deny")
             assert goes(decided, host, port, source) == expected, (lines, host, port, source)
 

@@ -1,6 +1,6 @@
 """What the programs of urelay's family send and expect, byte for byte, without these programs.
 
-The real ones are in tests/e2e/test_origin.py; the numbers in brackets are those of tests/README.md.
+The real ones are in tests/e2e/test_origin*.py; the numbers in brackets are those of tests/README.md.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def test_paths_by_address(server: Listen, folder: Path, address: str, port: int,
     ],
 )
 def test_nat64_beyond_96(folder: Path, echo: Echo, address: str) -> None:
-    """[22] a /64 as RFC 6052 has it, and as socketbox-relay -x does, whose /64 is a /96 of ours."""
+    """[22] a /64 as RFC 6052 has it, and the last four bytes, as socketbox-relay has them."""
     with at(folder / "in") as client:
         client.sendall(tproxy(address, echo.port))
         assert echoes(client)

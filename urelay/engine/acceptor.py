@@ -67,7 +67,7 @@ class Acceptor:
     """One listener at work."""
 
     __slots__ = (
-        "_batch", "_host", "_poller", "_shared", "announcer", "family", "idle_s", "is_unix", "name",
+        "_awake", "_batch", "_host", "_poller", "_shared", "announcer", "family", "idle_s", "is_unix", "name",
         "per_source", "reads_destination", "session", "sock", "to", "users",
     )  # fmt: skip
 
@@ -108,6 +108,7 @@ class Acceptor:
         self._poller = poller
         self._batch = batch
         self._shared = shared
+        self._awake = False
         # The first session imports what its protocol needs: better now than while clients wait.
         if self.session is not None:
             self.session(users)
@@ -121,14 +122,16 @@ class Acceptor:
         # Level-triggered: what one batch leaves in the backlog is told again. Exclusive: of several
         # processes that share the socket, a client wakes one.
         self._poller.add(self.sock, self, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self._awake = True
 
     def pause(self) -> None:
         """Leave clients in the backlog until `resume`."""
+        self._awake = False
         self._poller.remove(self.sock)
 
     def close(self) -> None:
         """Stop, and close the listening socket."""
-        self._poller.remove(self.sock)
+        self.pause()
         self._poller.retire(self.sock)
 
     def on_event(self, events: int) -> None:
@@ -139,7 +142,7 @@ class Acceptor:
         """Accept a batch."""
         self._accept()
         # Once full it must not wait at all: the next client would wake it, and nobody else.
-        if self._shared and self._host.room() and self._poller.watches(self.sock):
+        if self._shared and self._host.room() and self._awake:
             # To the end of the queue of those who wait: the first in it gets every client otherwise.
             self.pause()
             self.resume()
@@ -164,7 +167,7 @@ class Acceptor:
             client = SocketType(family, _STREAM, 0, fd)
             client.setblocking(False)
             host.welcome(self, client, address)
-            if not self._poller.watches(listening):
+            if not self._awake:
                 # Its way out took the last descriptor: the rest of the batch would eat up the reserve.
                 return
 

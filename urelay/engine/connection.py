@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 import time
 from socket import SocketType
 from typing import TYPE_CHECKING
 
-from urelay.engine.ends import endpoint_of, kernel_text, packed, sockaddr
+from urelay.engine.ends import endpoint_of, packed, sockaddr
 from urelay.engine.handshake import Handshake
 from urelay.engine.loops import is_our_own
 from urelay.engine.record import End, Record
@@ -52,9 +51,7 @@ if TYPE_CHECKING:
 
 _CAME_BACK = "a connection of our own came back to us"
 
-_DIRECT = Outcome.DIRECT
-_INET, _INET6 = int(socket.AF_INET), int(socket.AF_INET6)
-_new_record = tuple.__new__
+_new = tuple.__new__
 
 
 class Connection(SettingOut):
@@ -188,22 +185,16 @@ class Connection(SettingOut):
             source: Address | None = packed(address[0])
         else:
             source = self._source
-        decision = self._rules.decide(asked.host, asked.port, source, self.acceptor.name)
-        if decision.outcome is _DIRECT and not decision.needs_address:
-            self.decision = decision
-            if decision.settings.limit_per_source is not None and not self._is_within(decision.settings):
-                return
-            # The short way: one socket to one address.
-            self._dialed = target = decision.destination or asked
-            host, port = target
-            relay = self.relay
-            if port in relay.own.ports and self._leads_back(target):
-                return
-            assert isinstance(host, bytes)
-            family = _INET if len(host) == 4 else _INET6
-            self._open(family, (kernel_text(host), port), relay.limits.connect_s)
-        else:
+        host, port = asked
+        decision, target, family, destination, port = self._rules.plan(host, port, source, self.acceptor.name)
+        if target is None:
             self.conclude(decision)
+            return
+        self.decision = decision
+        self._dialed = target
+        relay = self.relay
+        if port not in relay.own.ports or not self._leads_back(target):
+            self._open(family, destination, relay.limits.connect_s)
 
     def _leads_back(self, target: Endpoint) -> bool:
         """Whether `target` is a listener of ours; then the client has been told so."""
@@ -225,8 +216,11 @@ class Connection(SettingOut):
                 if decision.outcome is Outcome.SOCKETBOX:
                     self._give_away(decision)
                     return
-                shortcut = None if decision.needs_address else self._find_shortcut(decision)
-                if shortcut is None:
+                if decision.needs_address:
+                    self._dial_in_a_task(decision)
+                elif decision.outcome is Outcome.DIRECT:
+                    self._go_straight(decision)
+                elif (shortcut := self._find_shortcut(decision)) is None:
                     self._dial_in_a_task(decision)
                 else:
                     self._take(shortcut)
@@ -236,6 +230,13 @@ class Connection(SettingOut):
                 self.refuse(command, End.DENIED, _why_denied(decision))
             case _:
                 raise AssertionError(f"{command} answers no decision")
+
+    def _go_straight(self, decision: Decision) -> None:
+        """As `decide` does with what needs no second look."""
+        self._dialed = target = decision.destination or self.asked
+        assert target is not None
+        if not self._leads_back(target):
+            self._open(*sockaddr(target), self.relay.limits.connect_s)
 
     def _hold(self) -> None:
         self._state = HELD
@@ -271,7 +272,7 @@ class Connection(SettingOut):
         handshake = self.handshake
         address = self.address
         if handshake is None and isinstance(address, tuple):
-            peer: Endpoint | None = Endpoint(packed(address[0]), address[1])
+            peer: Endpoint | None = _new(Endpoint, (packed(address[0]), address[1]))
         else:
             peer = self.peer
         if self._state is not FLOWING:
@@ -287,15 +288,15 @@ class Connection(SettingOut):
             task, handshake.task = handshake.task, None
             if task is not None and task is not asyncio.current_task(relay.loop):
                 task.cancel()
-        # Not Record(…), whose __new__ is a function of Python's that does just this.
-        record = _new_record(
+        # Not Record(…), nor Endpoint(…), whose __new__ is a function of Python's that does just this.
+        record = _new(
             Record,
             (
                 self.id, self.ts, self.acceptor.name, peer, self.asked, user, self.decision, self._dialed,
                 tries, bytes_up, bytes_down, relay.poller.now - self.started, end, error,
             ),
         )  # fmt: skip
-        relay.ended(self, record)
+        relay.ended(self, record, bytes_up, bytes_down)
         # It knows us: kept, the two would wait for the garbage collector.
         self.handshake = None
 

@@ -13,7 +13,6 @@ import errno
 import os
 import select
 import socket
-from select import EPOLLOUT
 from typing import TYPE_CHECKING
 
 from urelay.engine.pump import BEHIND, OVER, Direction, Pump
@@ -64,36 +63,45 @@ class Flow:
         yet; the listener's clients inherit it. When the kernel will not watch another socket
         the flow ends at once.
         """
+        self._begin(pump, client, upstream, idle_s, delayed)
+        up, down = self.up, self.down
+        if early_up:
+            up.begin_with(early_up)
+        if early_down:
+            down.begin_with(early_down)
+        try:
+            self._listen(down, upstream_told)
+            self._listen(up, client_told)
+        except OSError as error:
+            self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
+
+    def open_connected(self, pump: Pump, client: SocketType, upstream: SocketType, idle_s: float) -> None:
+        """`open` as it nearly always is: the upstream is watched and has told only that it connected, the
+        client is new to the poller, and nothing was read of either."""
+        self._begin(pump, client, upstream, idle_s, True)
         poller = pump.poller
-        now = self._opened = poller.now
-        self.up = up = Direction(pump, client, upstream, early_up, now, not delayed)
-        self.down = down = Direction(pump, upstream, client, early_down, now, True)
+        poller.handlers[upstream.fileno()] = self.down.on_event  # type: ignore[assignment]
+        try:
+            poller.add(client, self.up)
+        except OSError as error:
+            self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
+
+    def _begin(
+        self, pump: Pump, client: SocketType, upstream: SocketType, idle_s: float, delayed: bool
+    ) -> None:
+        now = self._opened = pump.poller.now
+        self.up = up = Direction(self, pump, client, upstream, now, not delayed)
+        self.down = down = Direction(self, pump, upstream, client, now, True)
         up.back = down
         down.back = up
-        up.flow = down.flow = self
         self.reset_by = 0.0
         self._pump = pump
         self._idle_s = idle_s
         self._kept_alive = False
-        if not now < self.due <= now + pump.first_look_s or 0 < idle_s < pump.first_look_s:
-            self._await_first_look(idle_s)
-        try:
-            # Nearly always the one is watched and has told only that it connected, and the other is new.
-            if upstream_told == EPOLLOUT and not early_up:
-                poller.handlers[upstream.fileno()] = down
-            else:
-                self._listen(down, upstream_told)
-            if client_told is None and not early_down:
-                poller.add(client, up)
-            else:
-                self._listen(up, client_told)
-        except OSError as error:
-            self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
-
-    def _await_first_look(self, idle_s: float) -> None:
-        """A turn in time for whatever may be over first, unless one comes before it anyway."""
-        look_s = self._pump.first_look_s
-        self._pump.wheel.set(self, self._opened + (idle_s if 0 < idle_s < look_s else look_s))
+        # Who is young has a turn that comes in time for all but short timeouts.
+        if self.slot or not self.due or idle_s < pump.first_look_s:
+            look_s = pump.first_look_s
+            pump.wheel.set(self, now + (idle_s if 0 < idle_s < look_s else look_s))
 
     def _listen(self, direction: Direction, told: int | None) -> None:
         poller = self._pump.poller
@@ -103,7 +111,7 @@ class Flow:
             poller.assign(direction.src, direction)
             if told & (select.EPOLLIN | BEHIND):
                 # That edge went to somebody else, and comes no more: look what is there.
-                direction.eager = bool(told & BEHIND)
+                direction.eager = told & BEHIND
                 poller.again(direction)
         if direction.held:
             poller.again(direction)
@@ -190,7 +198,7 @@ class Flow:
         for sock in reset:
             reset_on_close(sock)
         pump = self._pump
-        pump.poller.retire(up.src, down.src)
+        pump.poller.retire_both(up.src, down.src)
         if self.slot:
             pump.wheel.cancel(self)
         else:

@@ -63,7 +63,7 @@ class Handshake:
         """Listen to the client until it has said where it wants to go, or its time is over."""
         connection = self._connection
         self.asking = True
-        connection.relay.handshaking[connection] = None
+        connection.relay.begin_handshake(connection)
         self._wait(patience_s)
         self.watch()
 

@@ -22,21 +22,30 @@ What makes a batch safe is the order inside it:
 
 Edge-triggered means told once: whoever is told that a socket is readable must read until it is
 empty, or ask for another turn with `again`.
+
+A relay that is busy relaying has nothing for asyncio to do. So the wait comes back to the loop only
+when there is something: one of asyncio's descriptors is ready, a callback or a timer was asked for,
+or the time is up. Going round the whole loop for each wake-up would cost more than what it is about.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import select
 import selectors
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVarTuple
 
 if TYPE_CHECKING:
+    from contextvars import Context
     from socket import SocketType
+
+_Ts = TypeVarTuple("_Ts")
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +85,16 @@ class Last(Protocol):
         """`come_last` raised."""
 
 
+class _Handlers(dict[int, MethodType]):
+    """The `on_event` of whoever stands for each descriptor: found and called, it costs one look-up."""
+
+    def __missing__(self, fd: int) -> MethodType:
+        return self._ignore  # type: ignore[return-value]
+
+    def _ignore(self, events: int) -> None:
+        """Nobody waits for this any more."""
+
+
 class Poller(selectors.BaseSelector):
     """The epoll and who stands behind each of its descriptors. Must be closed; its loop does so."""
 
@@ -85,55 +104,65 @@ class Poller(selectors.BaseSelector):
         self.batches = 0
         """Wake-ups for relayed sockets so far: a relay that spins shows here"""
         self._epoll = select.epoll()
-        self.handlers: dict[int, Handler] = {}
-        """Who stands for each watched descriptor"""
+        self.handlers = _Handlers()
+        """The `on_event` of whoever stands for each watched descriptor"""
         self._again: deque[Resumable] = deque()
         self._last: list[Last] = []
         self._retired: list[SocketType] = []
         self._shared: set[int] = set()
         """Sockets of which another process may hold a descriptor too"""
         self._in_batch = False
+        self.wanted = False
+        """Whether asyncio has something to do that it had not when the wait began"""
+        self._asyncio_is_ready = False
         self._asyncio = selectors.EpollSelector()
         self._epoll.register(self._asyncio.fileno(), select.EPOLLIN)
+        self.handlers[self._asyncio.fileno()] = self._tell_asyncio  # type: ignore[assignment]
 
     def __len__(self) -> int:
-        return len(self.handlers)
+        # Without the one that is asyncio's.
+        return len(self.handlers) - 1
 
     def add(self, sock: SocketType, handler: Handler, events: int = EDGE) -> None:
         """Watch `sock`. What it is ready for already is reported too. Raises OSError (ENOSPC, ENOMEM)."""
         fd = sock.fileno()
         self._epoll.register(fd, events)
-        self.handlers[fd] = handler
+        self.handlers[fd] = handler.on_event  # type: ignore[assignment]
 
     def assign(self, sock: SocketType, handler: Handler) -> None:
         """Let another handler stand for a watched socket; it must look for itself what is ready."""
-        self.handlers[sock.fileno()] = handler
+        self.handlers[sock.fileno()] = handler.on_event  # type: ignore[assignment]
 
     def remove(self, sock: SocketType) -> None:
         """Watch `sock` no longer, and leave it open."""
         if self.handlers.pop(sock.fileno(), None) is not None:
             self._epoll.unregister(sock.fileno())
 
-    def watches(self, sock: SocketType) -> bool:
-        """Whether `sock` is watched."""
-        return sock.fileno() in self.handlers
-
     def share(self, sock: SocketType) -> None:
         """Another process may have `sock` too, so closing it will not make the kernel forget it."""
         self._shared.add(sock.fileno())
 
-    def retire(self, *socks: SocketType) -> None:
-        """Forget and close them: at the end of the batch, or now if there is none."""
-        for sock in socks:
-            fd = sock.fileno()
-            watched = self.handlers.pop(fd, None) is not None
-            if self._shared:
-                self._forget_shared(fd, watched)
+    def retire(self, sock: SocketType) -> None:
+        """Forget and close it: at the end of the batch, or now if there is none."""
+        fd = sock.fileno()
+        watched = self.handlers.pop(fd, None) is not None
+        if self._shared:
+            self._forget_shared(fd, watched)
         if self._in_batch:
-            self._retired += socks
+            self._retired.append(sock)
         else:
-            for sock in socks:
-                sock.close()
+            sock.close()
+
+    def retire_both(self, one: SocketType, other: SocketType) -> None:
+        """`retire`, for two that end together."""
+        if self._shared or not self._in_batch:
+            self.retire(one)
+            self.retire(other)
+        else:
+            forget = self.handlers.pop
+            forget(one.fileno(), None)
+            forget(other.fileno(), None)
+            self._retired += (one, other)
 
     def _forget_shared(self, fd: int, watched: bool) -> None:
         # epoll forgets a socket with its last descriptor, and would report this one under a number
@@ -154,42 +183,39 @@ class Poller(selectors.BaseSelector):
     # --- what the event loop needs
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for at most `timeout` seconds, handle what happened, and tell asyncio of its own."""
-        if self._again:
+        """Handle what happens in the next `timeout` seconds, or until there is something for asyncio."""
+        if timeout is not None and timeout < 0:
             timeout = 0.0
-        events = self._epoll.poll(-1 if timeout is None else max(timeout, 0.0), _BATCH)
-        self.now = time.monotonic()
-        if not events and not self._again:
-            return []
-        self._in_batch = True
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        self._asyncio_is_ready = self.wanted = False
         handlers = self.handlers
-        for_asyncio = False
-        for fd, mask in events:
-            handler = handlers.get(fd)
-            if handler is not None:
+        while True:
+            events = self._epoll.poll(0.0 if self._again else timeout, _BATCH)
+            self.now = now = time.monotonic()
+            self._in_batch = True
+            for fd, mask in events:
+                on_event = handlers[fd]
                 try:
-                    handler.on_event(mask)
+                    on_event(mask)
                 except Exception:
-                    _crashed(handler)
-            elif fd == self._asyncio.fileno():
-                for_asyncio = True
-        if len(events) > for_asyncio:
-            self.batches += 1
-        if self._again:
-            self._take_turns()
-        self._in_batch = False
-        if self._retired:
-            for sock in self._retired:
-                sock.close()
-            self._retired.clear()
-        if self._last:
-            coming, self._last = self._last, []
-            for last in coming:
-                try:
-                    last.come_last()
-                except Exception:
-                    _crashed(last)
-        return self._asyncio.select(0) if for_asyncio else []
+                    _crashed(on_event.__self__)
+            if len(events) > self._asyncio_is_ready:
+                self.batches += 1
+            if self._again:
+                self._take_turns()
+            self._in_batch = False
+            if self._retired:
+                for sock in self._retired:
+                    sock.close()
+                self._retired.clear()
+            if self._last:
+                self._let_the_last_come()
+            if self.wanted:
+                return self._asyncio.select(0) if self._asyncio_is_ready else []
+            if timeout is not None:
+                timeout = until - now
+                if timeout <= 0:
+                    return []
 
     def _take_turns(self) -> None:
         again = self._again
@@ -199,6 +225,18 @@ class Poller(selectors.BaseSelector):
                 who.resume()
             except Exception:
                 _crashed(who)
+
+    def _let_the_last_come(self) -> None:
+        coming, self._last = self._last, []
+        for last in coming:
+            try:
+                last.come_last()
+            except Exception:
+                _crashed(last)
+
+    def _tell_asyncio(self, events: int) -> None:
+        """One of asyncio's descriptors is ready."""
+        self._asyncio_is_ready = self.wanted = True
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         """Watch a descriptor of asyncio's."""
@@ -225,11 +263,30 @@ class Poller(selectors.BaseSelector):
 
 
 class RelayLoop(asyncio.SelectorEventLoop):
-    """An event loop that a relay can live in."""
+    """An event loop that a relay can live in. Whatever asks something of it ends the poller's wait."""
 
     def __init__(self) -> None:
         self.poller = Poller()
         super().__init__(self.poller)
+
+    def call_soon(
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As every loop's."""
+        self.poller.wanted = True
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As every loop's; `call_later` comes here too."""
+        self.poller.wanted = True
+        return super().call_at(when, callback, *args, context=context)
+
+    def stop(self) -> None:
+        """As every loop's."""
+        self.poller.wanted = True
+        super().stop()
 
 
 def running_poller() -> Poller:
@@ -240,7 +297,7 @@ def running_poller() -> Poller:
     return loop.poller
 
 
-def _crashed(who: Handler | Resumable | Last) -> None:
+def _crashed(who: Any) -> None:
     """A fault of ours costs the one connection it happened in, and says so."""
     log.exception("a connection failed for a reason nobody foresaw")
     who.on_crash()

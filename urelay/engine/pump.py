@@ -18,7 +18,8 @@ pages only while it is there.
 
 After a *short* read the source is empty, so the next read is left out, unless something is queued
 behind the data that the same edge announced: an end of file, an error, urgent data. Then the
-direction is `eager` and reads until it is told to stop.
+direction is `eager` and reads until it is told to stop. Copying gives the others their turn after
+every burst, splicing after a few.
 
 How things end
 --------------
@@ -159,24 +160,25 @@ class Direction:
     """The other way; unset when the flow is over"""
     flow: Flow
     """Unset when the flow is over"""
+    rest: bytes | memoryview
 
     def __init__(
-        self, pump: Pump, src: SocketType, dst: SocketType, early: bytes, now: float, prompt: bool
+        self, flow: Flow, pump: Pump, src: SocketType, dst: SocketType, now: float, prompt: bool
     ) -> None:
+        self.flow = flow
         self.pump = pump
         self.src = src
         self.dst = dst
         self.state = OPEN
         self.count = 0
         """Bytes the destination's kernel has taken"""
-        self.held = len(early)
+        self.held = 0
         """Bytes read and not delivered: in `pipe` if there is one, else in `rest`"""
-        if early:
-            self.rest: bytes | memoryview = early
         self.pipe: Pipe | None = None
         self.burst = 0
         """What one splice asks for; 0: copying until a burst is large; _COPY_ONLY: copying for ever"""
-        self.eager = False
+        self.eager = 0
+        """The events that told of something behind the data, if any did: then it is read to its end"""
         self.errno = 0
         """The first error of `src`"""
         self.last = now
@@ -187,21 +189,61 @@ class Direction:
 
     def on_event(self, events: int) -> None:
         """`src` is ready for something."""
-        if events & _OUT and self.back.held:
-            self.back.move()
+        if self.back.held and events & _OUT:
+            self.back.resume()
             if self.state == OVER:
                 return
         if events & BEHIND:
-            self.eager = True
-            if events & _RARE:
-                self._prepare(events)
-            if not self.state and not self.held:
-                self.move()
-            if events & _DEAD and self.state == ENDED and not self.errno:
-                self._has_died(events)
-        elif events & _IN and not self.held:
-            # What is held waits for the destination, which will tell; more may arrive a thousand times.
-            self.move()
+            self.eager = events
+            if events & _RARE or self.state:
+                self._meet_trouble(events)
+                return
+        elif not events & _IN or self.state:
+            return
+        if self.held:
+            # It waits for the destination, which will tell; more may arrive a thousand times.
+            return
+        if self.burst > 0:
+            self._stream()
+            return
+        # The most common case, here and not in a method of its own: one small burst, copied
+        # through the shared buffer, and the source is empty.
+        pump = self.pump
+        try:
+            size = self.src.recv_into(pump.buffer)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._source_broke(error.errno or errno.EIO)
+            return
+        if not size:
+            self._source_ended()
+            return
+        self.last = pump.poller.now
+        if self.count and not self.prompt:
+            self._be_prompt()
+        try:
+            sent = self.dst.send(pump.view[:size])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._sink_broke(error.errno or errno.EIO)
+            return
+        self.count += sent
+        if sent < size:
+            self._hold(pump.view[sent:size])
+        elif size == BUFFER_BYTES:
+            if not self.burst:
+                self.burst = FIRST_BURST
+                self._be_prompt()
+            pump.poller.again(self)
+        elif self.eager:
+            pump.poller.again(self)
+
+    def begin_with(self, early: bytes) -> None:
+        """Deliver first what was read of the source already."""
+        self.rest = early
+        self.held = len(early)
 
     def on_crash(self) -> None:
         """End the flow, whatever state it is in."""
@@ -209,59 +251,31 @@ class Direction:
             self.flow.on_crash()
 
     def resume(self) -> None:
-        """The next turn of a direction that had more to move than one turn allows."""
-        self.move()
+        """Deliver what is held; then go on as if there were something to read."""
+        if not self.held or self._flush():
+            if self.state != OVER:
+                self.on_event(_IN)
 
-    def move(self) -> None:
-        """Deliver what is held; then read and deliver until either side stops it, or the turn is over."""
-        if self.held and not self._flush():
-            return
-        if self.state:
-            return
-        pump = self.pump
+    def _meet_trouble(self, events: int) -> None:
+        """Urgent data, an error, or more of the end of a source that has ended."""
+        if events & _RARE:
+            self._prepare(events)
+        if not (self.held or self.state):
+            self.on_event(_IN)
+        if events & _DEAD and self.state == ENDED and not self.errno:
+            self._has_died(events)
+
+    def _stream(self) -> None:
+        """Read and deliver through a pipe until either side stops it, or the turn is over."""
         moved = 0
         for _ in range(_TURN_BURSTS):
-            if self.burst > 0:
-                size = self._splice()
-                if not size:
-                    return
-                moved += max(size, 0)
-                if moved >= _TURN_BYTES:
-                    break
-                continue
-            # The most common case, here and not in a method of its own: one small burst, copied
-            # through the shared buffer, and the source is empty.
-            try:
-                size = self.src.recv_into(pump.buffer)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._source_broke(error.errno or errno.EIO)
-                return
+            size = self._splice()
             if not size:
-                self._source_ended()
                 return
-            self.last = pump.poller.now
-            if self.count and not self.prompt:
-                self._be_prompt()
-            try:
-                sent = self.dst.send(pump.view[:size])
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._sink_broke(error.errno or errno.EIO)
-                return
-            self.count += sent
-            if sent < size:
-                self._hold(pump.view[sent:size])
-                return
-            if size == BUFFER_BYTES:
-                if not self.burst:
-                    self.burst = FIRST_BURST
-                    self._be_prompt()
-            elif not self.eager:
-                return
-        pump.poller.again(self)
+            moved += size
+            if moved >= _TURN_BYTES or self.burst <= 0:
+                break
+        self.pump.poller.again(self)
 
     def reset_if_due(self, now: float) -> bool:
         """Reset the destination if what went before is delivered or has had its time; True if over."""
@@ -427,7 +441,9 @@ class Direction:
             self.dst.shutdown(socket.SHUT_WR)
         except OSError:
             # The destination is broken, and the event that says so is on its way.
-            self.back.eager = True
+            self.back.eager = select.EPOLLRDHUP
+        if self.eager & _DEAD:
+            self._has_died(self.eager)
 
     def _source_broke(self, number: int) -> None:
         """The source failed, and all it had sent before has been passed on."""
@@ -446,5 +462,5 @@ class Direction:
             self.flow.reset_when_delivered(back)
         else:
             self.flow.expect_reset(back)
-            back.eager = True
-            back.move()
+            back.eager = select.EPOLLERR
+            back.resume()

@@ -82,7 +82,10 @@ class Relay:
         self._connections: set[Connection] = set()
         self._farewells: set[Farewell] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sources = Sources()
+        self._few = 0
+        """As many connections as an address may have at any listener: up to here none has too many"""
+        self._sources: Sources | None = None
+        """Connections by address; None: there are few, and nobody counts"""
         self._quotas: dict[Origin | None, Sources] = {}
         self._drained: asyncio.Event | None = None
         """Set when the last connection has ended, if somebody waits for that"""
@@ -118,6 +121,7 @@ class Relay:
             listener.limit_per_source or share, self._shared,
         )  # fmt: skip
         self._acceptors.append(acceptor)
+        self._few = min(one.per_source for one in self._acceptors)
         self.own.add(listener.name, sock)
         if not self._paused:
             acceptor.resume()
@@ -151,6 +155,8 @@ class Relay:
     def welcome(self, acceptor: Acceptor, client: SocketType, address: object) -> None:
         """Take in a client."""
         self._accepted += 1
+        if self._sources is None and len(self._connections) >= self._few:
+            self._begin_to_count()
         connection = Connection(self, acceptor, client, address, next(self._ids))
         self._connections.add(connection)
         wheel = self.wheel
@@ -160,23 +166,33 @@ class Relay:
         try:
             if acceptor.announcer is not None:
                 connection.await_header(acceptor.announcer)
-            elif self._sources.enter(address, acceptor.per_source):
+            elif self._sources is None or self._sources.enter(address, acceptor.per_source):
                 connection.begin()
             else:
                 connection.turn_away(acceptor.per_source)
         except Exception:
             log.exception("a connection failed for a reason nobody foresaw")
             connection.on_crash()
-        if len(self.handshaking) > self.limits.max_handshakes:
+
+    def begin_handshake(self, connection: Connection) -> None:
+        """A client is to say where it wants to go; one too many costs the one that took longest its place."""
+        if len(self.handshaking) >= self.limits.max_handshakes:
             next(iter(self.handshaking)).evict()
+        self.handshaking[connection] = None
 
     def enter(self, connection: Connection) -> bool:
         """Count a connection as its address's; one too many is turned away, and this says False."""
         most = connection.acceptor.per_source
-        if self._sources.enter(connection.address, most):
+        if self._sources is None or self._sources.enter(connection.address, most):
             return True
         connection.turn_away(most)
         return False
+
+    def _begin_to_count(self) -> None:
+        """From now on somebody may have too many."""
+        self._sources = Sources()
+        for connection in self._connections:
+            self._sources.enter(connection.address, self._few)
 
     def own_box(self, address: object) -> str | None:
         """The name of the listener that is handed clients at a unix socket's address, if it is ours."""
@@ -212,15 +228,18 @@ class Relay:
         self._farewells.add(farewell)
         farewell.begin(watched, self.poller.now + self.limits.farewell_s)
 
-    def ended(self, connection: Connection, record: Record) -> None:
-        """A connection is over."""
+    def ended(self, connection: Connection, record: Record, bytes_up: int, bytes_down: int) -> None:
+        """A connection is over, and moved so many bytes."""
         self._connections.discard(connection)
-        self._sources.leave(connection.address)
+        if self._sources is not None:
+            self._sources.leave(connection.address)
+            if len(self._connections) < self._few // 2:
+                self._sources = None
         if connection.handshake is not None:
             self.handshaking.pop(connection, None)
         self._ended[record.end] += 1
-        self._bytes_up += record.bytes_up
-        self._bytes_down += record.bytes_down
+        self._bytes_up += bytes_up
+        self._bytes_down += bytes_down
         if self._paused and self._resume_timer is None:
             self._resume()
         elif self._drained is not None and not self._connections:

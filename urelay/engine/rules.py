@@ -1,26 +1,57 @@
-"""What connections live by that are accepted now: one reference, captured at accept."""
+"""What connections live by that are accepted now: one reference, captured at accept.
+
+A table never changes, so neither do its answers; and clients ask the same few questions again and again.
+So an answer is remembered with everything that follows from it alone: for the most common one, a
+connection to one address, that is the very call to make.
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from urelay.engine.ends import sockaddr
+from urelay.net.address import Address, Endpoint, Host
+from urelay.policy.model import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from urelay.engine.dial import Dialer
+    from urelay.table.decision import Decision
     from urelay.table.evaluate import Table
 
 _REMEMBERED: Final = 4096
 
 
+class Plan(NamedTuple):
+    """A decision, and what to call if one socket to one address is all it takes."""
+
+    decision: Decision
+    target: Endpoint | None
+    """The address; None: it takes more"""
+    family: int
+    address: Sequence[object]
+    """What connect(2) wants"""
+    port: int
+
+
 class Rules:
     """A table, and the dialer that holds what its upstreams need."""
 
-    __slots__ = ("decide", "dialer", "table")
+    __slots__ = ("dialer", "plan", "table")
 
     def __init__(self, table: Table, dialer: Dialer) -> None:
         self.table = table
         self.dialer = dialer
-        # A table never changes, so neither do its answers; and clients ask the same few questions
-        # again and again, which saves the dearest part of short connections.
-        self.decide = functools.lru_cache(_REMEMBERED)(table.decide)
-        """`Table.decide`"""
+        self.plan = functools.lru_cache(_REMEMBERED)(self._plan)
+        """What to do with a client: (host, port, source, listener) as for `Table.decide`"""
+
+    def _plan(self, host: Host, port: int, source: Address | None, listener: str) -> Plan:
+        decision = self.table.decide(host, port, source, listener)
+        if decision.outcome is not Outcome.DIRECT or decision.needs_address:
+            return Plan(decision, None, 0, (), 0)
+        if decision.settings.limit_per_source is not None:
+            return Plan(decision, None, 0, (), 0)
+        target = decision.destination or Endpoint(host, port)
+        return Plan(decision, target, *sockaddr(target), target.port)
