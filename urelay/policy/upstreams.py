@@ -22,6 +22,7 @@ from urelay.policy.words import read_endpoint
 _KINDS = tuple(kind.value for kind in UpstreamKind)
 _HINT = f"; there are {', '.join(_KINDS)}"
 _GROUPS = (UpstreamKind.FIRST, UpstreamKind.SPREAD)
+_DEEPEST = 64
 
 
 def resolve_upstream(node: ast.UpstreamDef, scope: Scope) -> Upstream:
@@ -62,8 +63,13 @@ def _refuse_login_in(word: ast.Word) -> None:
 
 
 def check_chains(upstreams: Mapping[str, Upstream], scope: Scope) -> None:
-    """Report every upstream that is reached through itself (UR107), once where a walk meets it again."""
-    done: set[str] = set()
+    """Report every upstream that is reached through itself (UR107), once where a walk meets it again.
+
+    And every one that is the first to be reached through too many: whoever opens ways follows them by
+    calling himself.
+    """
+    done: dict[str, int] = {}
+    """How many stand behind each other from it on"""
     looped: set[str] = set()
     for start in upstreams:
         # Depth first, with a stack of its own: a chain may be longer than Python's.
@@ -72,8 +78,12 @@ def check_chains(upstreams: Mapping[str, Upstream], scope: Scope) -> None:
         while path:
             following = next(ways[-1], None)
             if following is None:
-                done.add(path.pop())
+                name = path.pop()
                 ways.pop()
+                done[name] = 1 + max((done.get(each, 0) for each in _next(upstreams[name])), default=0)
+                if done[name] == _DEEPEST + 1 and not looped:
+                    message = f"upstreams stand more than {_DEEPEST} deep behind each other"
+                    scope.findings.keep(flaw("UR107", message, scope.upstreams[name].name.span))
             elif following in path and following not in looped:
                 looped.add(following)
                 scope.findings.keep(_loop(following, path, scope))
