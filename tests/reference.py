@@ -6,6 +6,7 @@ its own), and is meant to be read beside language.md, 4. It knows no rewrites; t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -79,7 +80,7 @@ def _wall(policy: Policy, table: str, asked: Connection, host: Host) -> bool:
 
 
 def _winner(policy: Policy, table: str, asked: Connection, host: Host) -> Route | None:
-    guard = [*policy.guard, *_own_listeners(policy)]
+    guard = [*policy.guard, *_own_listeners(policy, asked.port)]
     found = [
         ((destination, not route.guard, -width, source, named), route)
         for route in [*policy.tables[table], *guard]
@@ -88,11 +89,11 @@ def _winner(policy: Policy, table: str, asked: Connection, host: Host) -> Route 
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def _own_listeners(policy: Policy) -> Iterator[Route]:
+def _own_listeners(policy: Policy, port: int) -> Iterator[Route]:
     """Our own addresses are guarded at their port."""
     for listener in policy.listeners.values():
         endpoint = listener.place.endpoint
-        if endpoint is not None and isinstance(endpoint.host, bytes):
+        if endpoint is not None and isinstance(endpoint.host, bytes) and endpoint.port == port:
             where = region(address_text(endpoint.host), port=str(endpoint.port))
             yield replace(route(where, Deny(), guard=True), origin=listener.origin)
 
@@ -101,13 +102,13 @@ def _matches(where: Region, asked: Connection, host: Host) -> Iterator[tuple[Any
     """One key for each combination of elements that matches: destination, width, source, named."""
     if where.listeners is not None and asked.listener not in where.listeners:
         return
-    for destination in _destinations(where, host):
-        for ports in where.ports or (ALL_PORTS,):
-            if ports.first <= asked.port <= ports.last:
-                for source in where.sources or (None,):
-                    if source is None or asked.source in source:
-                        length = -1 if source is None else source.length
-                        yield destination, ports.width, length, where.listeners is not None
+    widths = [ports.width for ports in where.ports or (ALL_PORTS,) if ports.first <= asked.port <= ports.last]
+    lengths = [-1]
+    if where.sources is not None:
+        lengths = [source.length for source in where.sources if asked.source in source]
+    if widths and lengths:
+        for key in itertools.product(_destinations(where, host), widths, lengths):
+            yield *key, where.listeners is not None
 
 
 def _destinations(where: Region, host: Host) -> Iterator[tuple[int, ...]]:

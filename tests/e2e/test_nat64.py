@@ -33,6 +33,9 @@ EMBEDDED = {
     "2001:db8:64::/96": "2001:db8:64::cb00:710a",
 }
 SHORTEST, SHIPPED = "2001:db8::/32", "2001:db8:64::/96"
+# Universal Relay's: bits 64 to 71 are set.
+WINDOW = "2001:db8:64:0:5ff:6464::/96"
+EMBEDDED[WINDOW] = "2001:db8:64:0:5ff:6464:cb00:710a"
 
 
 @dataclass
@@ -68,7 +71,7 @@ def policy(name: str, prefix: str) -> str:
     return re.sub(r"(?m)^expect .*\n", "", text)
 
 
-@pytest.mark.parametrize("prefix", EMBEDDED, ids=lambda prefix: prefix.rpartition("/")[2])
+@pytest.mark.parametrize("prefix", EMBEDDED)
 def test_an_ipv4_client_reaches_an_ipv4_server_across_ipv6(
     path: Path464, stack: ExitStack, serve: Serve, prefix: str
 ) -> None:
@@ -104,7 +107,7 @@ def test_an_ipv4_only_client_reaches_an_ipv6_only_server(
         assert peers.drain(sock) == b"ipv6 only"
 
 
-@pytest.mark.parametrize("prefix", [SHORTEST, SHIPPED])
+@pytest.mark.parametrize("prefix", [SHORTEST, SHIPPED, WINDOW])
 def test_an_ipv6_only_client_reaches_an_ipv4_only_server(
     path: Path464, stack: ExitStack, serve: Serve, prefix: str
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from unittest.mock import sentinel
 
 import pytest
 
+from tests.mutations import COUNT, mutations
 from urelay.engine.logins import Credentials, read_logins
 from urelay.errors import StartError
 from urelay.lang.source import Origin
@@ -112,3 +114,21 @@ def test_no_text_shows_a_login() -> None:
     for text in (repr(login), str(login), f"{login!r:>20}", repr([login]), f"{login}"):
         assert "hunter2" not in text
         assert "alice" not in text
+
+
+def test_mutated_logins_are_whole_or_refused_and_never_shown() -> None:
+    """S11, S16: 100,000 seeded mutations."""
+    one = policy(upstream("corp", Login(env="LOGIN")))
+    whole = 0
+    for _, data in mutations([b"alice:hunter2", "zoë:hunter2 ü".encode()], b":", b"\n", b"x" * 256):
+        try:
+            got = read_logins(one, {"LOGIN": os.fsdecode(data)})["corp"]
+        except StartError as error:
+            said = str(error)
+        else:
+            assert got.user + b":" + got.password == data
+            said = repr(got)
+            whole += 1
+        assert said == "<login>" or said.startswith("x.urr:1: upstream `corp`: ")
+        assert "hunter2" not in said
+    assert whole > COUNT / 100

@@ -12,13 +12,14 @@ import pytest
 
 from tests.engine.socks_peers import Scripted
 from tests.engine.test_connect import FAST, run
+from tests.mutations import COUNT, halves, mutations
 from tests.strategies import upstream
 from urelay.engine.connect import connect_tcp
 from urelay.engine.logins import Credentials
-from urelay.engine.proxies import _Octets, ask
+from urelay.engine.proxies import Stream, _Octets, ask, converse
 from urelay.errors import DialError, Failure
 from urelay.net.address import Endpoint, parse_endpoint
-from urelay.policy.model import UpstreamKind
+from urelay.policy.model import Upstream, UpstreamKind
 
 SOCKS5 = upstream("corp")
 SOCKS4 = upstream("old", UpstreamKind.SOCKS4)
@@ -220,6 +221,57 @@ def test_a_proxy_that_closes_at_any_byte_is_a_clean_failure() -> None:
         error = refusal([(3, [b"\x05\x00"]), (10, [V4_REPLY[:cut]] if cut else [])])
         assert error.failure is Failure.ERROR
         assert str(error) == "upstream `corp` closed the connection before its reply was whole"
+
+
+class Said(Stream):
+    """An answer that has come already, in pieces, and then the end."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.early = b""
+        self.rest = [piece for piece in pieces if piece]
+
+    async def write(self, data: bytes) -> None:
+        assert data
+
+    async def read(self, max_bytes: int = 4096) -> bytes:
+        if not self.rest:
+            raise EOFError
+        piece = self.rest.pop(0)
+        if piece[max_bytes:]:
+            self.rest.insert(0, piece[max_bytes:])
+        return piece[:max_bytes]
+
+
+@pytest.mark.parametrize(
+    ("kind", "seeds", "count"),
+    [
+        pytest.param(
+            SOCKS5,
+            [b"\x05\x00" + reply + b"220 mail" for reply in REPLIES.values()],
+            COUNT - COUNT // 5,
+            id="socks5",
+        ),
+        pytest.param(SOCKS4, [b"\x00\x5a\x12\x34\x0a\x00\x00\x01220 mail"], COUNT // 5, id="socks4"),
+    ],
+)
+def test_mutated_replies_end_in_an_exact_tunnel_or_a_dial_error(
+    kind: Upstream, seeds: list[bytes], count: int
+) -> None:
+    """S10, S11: 100,000 seeded mutations of both versions' replies."""
+    opened = 0
+    for number, data in mutations(seeds, b"\x05\x00", b"x" * 300, count=count):
+        stream = Said(*halves(number, data))
+        conversation = converse(stream, kind, None, V4)
+        try:
+            # It waits for nothing but the stream, so it runs to its end at once.
+            conversation.send(None)
+        except StopIteration as end:
+            tunnel = end.value + b"".join(stream.rest)
+        except DialError:
+            continue
+        assert data.endswith(tunnel)
+        opened += 1
+    assert opened > count / 100
 
 
 def test_what_the_library_keeps_of_a_login_shows_nothing() -> None:

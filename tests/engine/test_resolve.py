@@ -17,10 +17,11 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
+from tests.mutations import COUNT, mutations
 from tests.places import HERE, PACKED, own_port
-from urelay.engine.resolve import LOOPBACK, Resolver, parse_hosts
+from urelay.engine.resolve import LOOPBACK, Resolver, _parse_resolv_conf, parse_hosts
 from urelay.errors import DialError, Failure
-from urelay.net.address import Endpoint, address_text, parse_address, parse_endpoint
+from urelay.net.address import Endpoint, address_text, parse_address, parse_endpoint, parse_name
 
 Zone = Callable[[str, str], list[str] | dns.rcode.Rcode | bytes | None]
 
@@ -252,6 +253,22 @@ def test_a_hosts_file_is_read_strictly() -> None:
         "mapped": (parse_address("192.0.2.1"),),
         "good": (parse_address("192.0.2.2"),),
     }
+
+
+def test_mutated_files_give_nothing_but_addresses_and_canonical_names() -> None:
+    """S11: 100,000 seeded mutations of either file; neither is ever refused as a whole."""
+    seeds = [b"127.0.0.1 localhost\n::1 a.example b\n", b"192.0.2.1 c # d\n", b"nameserver ::1\nsearch x\n"]
+    known = servers = 0
+    for number, data in mutations(seeds, b"\n", b" ", b"#", b"\x1c", b"nameserver ", b"0x7f.1"):
+        text = data.decode("utf-8", "replace")
+        hosts = parse_hosts(text)
+        known += len(hosts)
+        servers += len(_parse_resolv_conf(text))
+        if number % 16 == 0:
+            assert all(parse_name(name) == name for name in hosts)
+            assert all(len(address) in (4, 16) for found in hosts.values() for address in found)
+    assert known > COUNT / 10
+    assert servers > COUNT / 20
 
 
 def test_the_name_servers_of_a_resolv_conf_are_asked(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.lang.trees import bare
+from tests.mutations import COUNT, mutations
 from urelay.errors import PolicyError
 from urelay.lang import ast
 from urelay.lang.diagnostics import Diagnostic
@@ -454,6 +455,33 @@ _FRAGMENTS = st.sampled_from(
 def test_no_text_is_too_bad(text: str) -> None:
     source = Source.from_text("fuzz.urr", text)
     document, diagnostics = parse(source)
+    every_statement_has_its_place(source, document, diagnostics)
+
+
+def test_mutated_policies_are_statements_and_diagnostics() -> None:
+    """S11: 100,000 seeded mutations, five to a file: each costs itself and perhaps its neighbours."""
+    seeds = [
+        b"match any -> deny\n",
+        b"set x = { 80 }\n",
+        b"table t {\n}\n",
+        b'match @x -> to unix "x"\n',
+    ]
+    bad = (text for _, text in mutations(seeds, b"{", b"}", b'"', b"->", b"@", b"match ", end=b"\n"))
+    statements = findings = 0
+    for number, texts in enumerate(zip(*[bad] * 5, strict=True)):
+        source = Source.from_text("fuzz.urr", b"".join(texts).decode("utf-8", "replace"))
+        document, diagnostics = parse(source)
+        statements += len(document.statements)
+        findings += len(diagnostics)
+        if number % 8 == 0:
+            every_statement_has_its_place(source, document, diagnostics)
+    assert min(statements, findings) > COUNT / 10
+
+
+def every_statement_has_its_place(
+    source: Source, document: ast.Document, diagnostics: list[Diagnostic]
+) -> None:
+    """What a text was read as lies in it, and if there was anything then something came of it."""
     for found in diagnostics:
         for label in found.labels:
             assert label.span.source is source

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.mutations import COUNT, mutations
 from urelay.errors import AddressError
 from urelay.net.address import (
     Endpoint,
@@ -161,3 +162,18 @@ def test_what_is_shown_of_hostile_text_is_short_printable_ascii() -> None:
     assert shown.isascii()
     assert shown.isprintable()
     assert len(shown) < 200
+
+
+def test_mutated_endpoints_read_back_or_are_refused() -> None:
+    """S11: 100,000 seeded mutations."""
+    seeds = [b"www.example.com:443", b"[2001:db8::192.0.2.7]:443", b"192.0.2.7:80", b"[::1]:1"]
+    read = 0
+    for _, data in mutations(seeds, b":", b"[", b"]", b".", b"0", b"%eth0", "①".encode()):
+        for text in {data.decode("latin-1"), data.decode("utf-8", "replace")}:
+            try:
+                endpoint = parse_endpoint(text)
+            except AddressError:
+                continue
+            assert parse_endpoint(str(endpoint)) == endpoint
+            read += 1
+    assert read > COUNT / 100

@@ -1,4 +1,4 @@
-"""IPv4 inside IPv6: RFC 6052 to the bit, and every spelling of an embedded address is seen."""
+"""IPv4 inside IPv6: RFC 6052 to the bit, a /96 as it stands, and every embedded address is seen."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from urelay.net.nat64 import (
     embed,
     embedded_ipv4,
     extract,
+    has_u_octet,
+    sets_u_octet,
     special_use,
 )
 
@@ -26,10 +28,10 @@ ipv4 = st.binary(min_size=4, max_size=4)
 
 @st.composite
 def nat64_prefixes(draw: st.DrawFn) -> Prefix:
-    """A prefix of one of the six lengths, anywhere, with bits 64 to 71 zero."""
+    """A prefix of one of the six lengths, anywhere; bits 64 to 71 of a /96 are of any value."""
     length = draw(st.sampled_from(LENGTHS))
     first = draw(st.integers(0, (1 << 128) - 1)) >> (128 - length) << (128 - length)
-    return Prefix(6, first & ~(0xFF << 56), length)
+    return Prefix(6, first, length)
 
 
 # RFC 6052, 2.4: 192.0.2.33 under prefixes cut out of 2001:db8::/32.
@@ -54,7 +56,8 @@ def test_the_table_of_rfc_6052_holds_both_ways(under: str, expected: str) -> Non
 def test_what_is_embedded_is_extracted_again(under: Prefix, address: Address) -> None:
     packed = embed(under, address)
     assert packed in under
-    assert packed[8] == 0
+    assert packed[8] == under.first.to_bytes(16)[8]
+    assert sets_u_octet(under) == (packed[8] != 0)
     assert extract(under, packed) == address
 
 
@@ -64,14 +67,22 @@ def test_embedding_keeps_the_order_of_addresses(under: Prefix, one: Address, oth
         assert (embed(under, one) < embed(under, other)) == (one < other)
 
 
-@given(nat64_prefixes(), ipv4, st.integers(1, 255))
+@given(nat64_prefixes().filter(has_u_octet), ipv4, st.integers(1, 255))
 def test_bits_64_to_71_must_be_zero(under: Prefix, address: Address, octet: int) -> None:
-    if under.length == 96:
-        return  # the bits are the prefix's own there
     packed = bytearray(embed(under, address))
     packed[8] = octet
     with pytest.raises(AddressError, match="bits 64 to 71"):
         extract(under, bytes(packed))
+
+
+def test_bits_64_to_71_of_a_96_are_the_prefix_s_own() -> None:
+    window = prefix("fedb:1200:4500:7800:5ff:6464::/96")
+    assert sets_u_octet(window)
+    packed = embed(window, bytes((192, 0, 2, 33)))
+    assert packed == parse_address("fedb:1200:4500:7800:5ff:6464:c000:221")
+    assert extract(window, packed) == bytes((192, 0, 2, 33))
+    with pytest.raises(AddressError, match="is not under"):
+        extract(window, parse_address("fedb:1200:4500:7800:4ff:6464:c000:221"))
 
 
 def test_suffix_bits_are_ignored() -> None:

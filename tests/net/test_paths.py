@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.mutations import COUNT, mutations
 from urelay.errors import AddressError
 from urelay.net.address import parse_address
 from urelay.net.paths import LONGEST, fill
@@ -79,3 +81,25 @@ def test_no_text_leaves_the_folder(name: str) -> None:
         return
     assert posixpath.normpath(path) == path
     assert posixpath.dirname(path) == "/run/web"
+
+
+def test_mutated_facts_and_templates_name_a_socket_of_the_folder_or_none() -> None:
+    """S13: 100,000 seeded mutations, of what clients say and of what a policy says."""
+    template = "/run/web/{listener}/{name}-#//7_#//P_.sock"
+    facts = {"address": FACTS["address"], "port": 80}
+    filled = 0
+    for number, data in mutations(
+        [b"www.example.com", b"a-b.c"], b"..", b"/", b"{name}", b"#//0_", b"x" * 90
+    ):
+        name = data.decode("latin-1")
+        try:
+            path = fill(template, name=name, listener="lan", **facts)
+            assert path == f"/run/web/lan/{name}-0051900080.sock"
+            assert posixpath.normpath(path) == path
+            filled += 1
+        except AddressError:
+            pass
+        if number % 4 == 0:
+            with contextlib.suppress(AddressError):
+                assert len(fill(f"/run/{name}{{port}}", **FACTS)) <= LONGEST
+    assert filled > COUNT / 100

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
+from tests.mutations import COUNT, halves, mutations
 from tests.protocols import test_connect, test_socks
 from urelay.errors import ProtocolError
 from urelay.protocols import connect, socks
+from urelay.protocols.connect import HttpServer
 from urelay.protocols.mixed import MixedServer
 from urelay.protocols.socks import SocksServer
 from urelay.protocols.users import Users
@@ -124,3 +128,45 @@ def test_it_is_the_server_of_that_protocol_byte_for_byte() -> None:
             assert caught.value.reply == test_connect.converse([data]).sent
     plain = SocksServer()
     assert plain.receive(test_socks.HELLO) == MixedServer().receive(test_socks.HELLO)
+
+
+def test_mutated_conversations_are_what_the_chosen_server_makes_of_them() -> None:
+    """S11: 100,000 seeded mutations: the first byte chooses, and nothing is added to what it chose."""
+    seeds = [
+        test_socks.HELLO + V4_REQUEST,
+        test_socks.HELLO_BOTH + test_socks.LOGIN + test_socks.name5(b"www.example.com"),
+        test_socks.request4(b"\0\0\0\1", b"fred", b"example.com"),
+        test_connect.connect(b"example.com:443"),
+    ]
+    chosen = dict.fromkeys((None, SocksServer, HttpServer), 0)
+    for number, data in mutations(seeds, b"CONNECT ", b"\4\1", end=b"\r\n\r\n"):
+        kind = _kind(data)
+        chosen[kind] += 1
+        server = MixedServer(test_socks.USERS if number & 1 else None)
+        said = fate(server, halves(number, data))
+        if kind is None:
+            assert server.request is None
+        elif number % 8 == 0:
+            # What the servers themselves make of it has tests of its own: these are samples.
+            alone = kind(test_socks.USERS if number & 1 else None)
+            assert said == fate(alone, [data])
+            assert (server.request, server.leftover) == (alone.request, alone.leftover)
+    assert min(chosen.values()) > COUNT / 100
+
+
+def _kind(data: bytes) -> type[SocksServer] | type[HttpServer] | None:
+    """Whose conversation begins so."""
+    if data[:1] in (b"\4", b"\5"):
+        return SocksServer
+    return HttpServer if data[:1].isalpha() and data[:1].isupper() else None
+
+
+def fate(server: MixedServer | SocksServer | HttpServer, pieces: Iterable[bytes]) -> bytes:
+    """What a server says to some pieces, up to its refusal, which is a ProtocolError."""
+    said = b""
+    try:
+        for piece in pieces:
+            said += server.receive(piece)
+    except ProtocolError as error:
+        return said + error.reply
+    return said

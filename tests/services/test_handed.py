@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.mutations import COUNT, mutations
 from tests.services.test_listeners import fd, listener
 from urelay.errors import StartError
 from urelay.policy.model import ListenerKind, Place, PlaceKind
 from urelay.services import handed
+from urelay.services.handed import HandedOver
 from urelay.services.listeners import Opener
 
 
@@ -141,3 +143,24 @@ def test_fifty_leaked_descriptors_are_closed_and_the_rest_stays(
             opener.open([listener(fd(leaked[0]))])
         for opened in (one, two, later):
             opened.sock.close()
+
+
+def test_mutated_variables_hand_over_what_was_handed_or_nothing() -> None:
+    """S11: 100,000 seeded mutations of systemd's three variables and of a descriptor's own."""
+    seeds = [f"{os.getpid()};3;web:relay:dns;401".encode(), f"{os.getpid()};2;;400".encode()]
+    handed_over = numbered = 0
+    for number, data in mutations(seeds, b";", b":", b"relay", b"-", "٣".encode()):
+        values = data.decode("utf-8", "surrogateescape").split(";")
+        names = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "OWN")
+        held = HandedOver(dict(zip(names, values, strict=False)), (400, 401, 402))
+        with contextlib.suppress(StartError):
+            found = held.from_systemd("relay" if number & 1 else "unknown")
+            assert found
+            assert {400, 401, 402}.issuperset(found)
+            assert values[0] == str(os.getpid())
+            handed_over += 1
+        with contextlib.suppress(StartError):
+            assert held.in_variable("OWN") == int(values[3])
+            numbered += 1
+    assert handed_over > COUNT / 100
+    assert numbered > COUNT / 100

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutations import COUNT, mutations
 from urelay.errors import StartError
 from urelay.services.users import parse_users, read_users
 
@@ -69,3 +70,21 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         StartError, match=r"cannot read the users in .*/nobody.txt: no such file or directory"
     ):
         read_users(str(tmp_path / "nobody.txt"))
+
+
+def test_mutated_files_are_users_or_named_lines_and_never_secrets() -> None:
+    """S11, S16: 100,000 seeded mutations."""
+    seeds = [b"alice:open sesame\n", b"# who\nbob:sha256$salt$" + HASH + b"\n", b"a:sesame\r\nb:sesame\n"]
+    read = 0
+    for _, data in mutations(seeds, b":", b"\n", b"sha256$", b"x" * 256):
+        try:
+            users = parse_users("users.txt", data)
+        except StartError as error:
+            said = str(error)
+        else:
+            assert 0 < len(users) <= data.count(b":")
+            said = repr(users)
+            read += 1
+        assert said.startswith(("users.txt:", "<users: "))
+        assert "sesame" not in said
+    assert read > COUNT / 100

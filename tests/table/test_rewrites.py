@@ -206,6 +206,7 @@ def _clat(under: str, **more: object) -> Policy:
         "2001:db8::/56",
         "2001:db8::/64",
         "2001:db8::/96",
+        "2001:db8::5ff:6464:0:0/96",
     ],
 )
 def test_what_goes_in_on_one_side_comes_out_on_the_other(under: str) -> None:
@@ -218,12 +219,12 @@ def test_what_goes_in_on_one_side_comes_out_on_the_other(under: str) -> None:
     assert str(outward.destination) == "8.8.8.8:53"
 
 
-@pytest.mark.parametrize("under", ["64:ff9b::/96", "2001:db8:64::/96"])
+@pytest.mark.parametrize("under", ["64:ff9b::/96", "2001:db8:64::/96", "2001:db8::5ff:6464:0:0/96"])
 def test_a_denied_address_stays_denied_in_every_spelling(under: str) -> None:
     """S4: the IPv4 address inside is held against walls and guard, whichever way it came."""
     walled = _clat(under, walls=[wall(region("198.18.0.7 8.8.4.4"), 9)])
     table = compile_policy(walled)
-    inside = under.split("/")[0]
+    inside = under.split("/")[0].removesuffix("0:0")
     for address in ("127.0.0.1", "169.254.169.254", "8.8.4.4", "0.0.0.0", "255.255.255.255"):
         assert decide(table, f"[{inside}{address}]:80").denied, address
         assert decide(table, f"{address}:80", within="clat").denied, address

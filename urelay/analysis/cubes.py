@@ -162,7 +162,7 @@ def extraction(length: int) -> BitMap:
 
 
 U_OCTET_ZERO = Cube(6, 0, ((1 << 128) - 1) & ~(0xFF << 56))
-"""The IPv6 addresses with bits 64 to 71 zero."""
+"""The IPv6 addresses with bits 64 to 71 zero, as those under a NAT64 prefix of /64 or less must be."""
 
 MAPPED = Cube(6, 0xFFFF << 32, 0xFFFF_FFFF)
 """::ffff:0:0/96: never a destination, since it becomes its IPv4 address on arrival."""

@@ -84,7 +84,10 @@ def _embedded(move: ToNat64, trail: Trail) -> Iterator[tuple[Trail, bool]]:
 
 def _extracted(move: FromNat64, trail: Trail) -> Iterator[tuple[Trail, bool]]:
     whole: list[Trail] = [trail]
-    for domain in (cube_of(move.prefix), U_OCTET_ZERO):
+    domains = [cube_of(move.prefix)]
+    if nat64.has_u_octet(move.prefix):
+        domains.append(U_OCTET_ZERO)
+    for domain in domains:
         left = []
         for part in whole:
             for refused in part.outside(domain):

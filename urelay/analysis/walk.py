@@ -4,10 +4,10 @@ Theory of operation. A *trail* is a set of connections (a cube of addresses, or 
 with a box) that has met the same routes so far, with the bit maps and the shift of ports that lead from
 what the client asked for to where it goes now. At each table the trail is cut where the image
 crosses into another leaf, and in the leaf where another candidate wins; the cuts are made in the
-image and traced back. What a rewrite may refuse (bits 64 to 71, special-use IPv4 under 64:ff9b::/96)
-and what the final check may refuse (walls and the guard, about the address and about every IPv4
-address read out of it) cut a trail as well. Where a trail ends, all its connections are decided
-alike, and the forwarder's own evaluator, asked about one of them, says how.
+image and traced back. What a rewrite may refuse (bits 64 to 71 behind a NAT64 prefix, special-use IPv4
+under 64:ff9b::/96) and what the final check may refuse (walls and the guard, about the address and
+about every IPv4 address read out of it) cut a trail as well. Where a trail ends, all its connections
+are decided alike, and the forwarder's own evaluator, asked about one of them, says how.
 
 Cutting too often is harmless; cutting too rarely would be a false proof. So the cuts follow
 urelay.table.evaluate step by step, and a test compares every address of small universes with it.

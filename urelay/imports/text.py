@@ -34,12 +34,17 @@ class PolicyText:
         """A statement."""
         self._lines.append(text)
 
-    def route(self, region: str, action: str) -> None:
-        """`match REGION -> ACTION`; the first one that is written about a region stands."""
+    def route(self, region: str, action: str, allow: str | None = None) -> None:
+        """`match REGION -> ACTION`; the first one that is written about a region stands.
+
+        `allow` is what a check would warn of, and why it is meant: `UR228: …`.
+        """
         if region in self._seen:
             self.lost(f"{region} -> {action}", "said before, and the first one counts")
             return
         self._seen.add(region)
+        if allow is not None:
+            self.comment(f"allow {allow}")
         self._lines.append(f"match {region} -> {action}")
 
     def named(self, what: str, definition: str) -> str:

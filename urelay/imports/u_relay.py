@@ -4,10 +4,13 @@ Its addresses are 64 bits of a prefix and 64 bits that say what is meant:
 
     bits 63 to 0                  means                       becomes
     05ff:7001:INDEX               relay_map[INDEX], a name    a route for that address
-    05ff:6464:IPV4                that IPv4 address           a comment: `rewrite from nat64` takes prefixes
-    05ff:7007:IPV4                the same                    of RFC 6052 only, whose bits 64 to 71 are zero
+    05ff:6464:IPV4                that IPv4 address           `rewrite from nat64 …`
+    05ff:7007:IPV4                the same                    the same
 
-and the other maps are about names: `dc_map` (other names for them), `resolve_map` and `hosts_map`
+Behind either rewrite the policy is asked again about the IPv4 address: whoever dials through a window
+meets what is said of it, and the guard, as whoever dials the address itself.
+
+And the other maps are about names: `dc_map` (other names for them), `resolve_map` and `hosts_map`
 (their addresses), `do_map` and `ip_map` (how they are reached). What Universal Relay's name service
 hands out (`dns_map`, `groupsub_map`, addresses made on demand) no policy can say.
 
@@ -55,9 +58,6 @@ def convert(text: str, source: str, prefix: Prefix = DEFAULT_PREFIX) -> str:
     policy.comment(f"its clients dial addresses under {prefix}, which must be local routes where it listens")
     policy.blank()
     policy.line("listen relay = transparent [::]:1081")
-    policy.blank()
-    for window in _IPV4_WINDOWS:
-        policy.lost(_window(prefix, window), "IPv4 in the last 32 bits, and no prefix of RFC 6052")
     for name, write in _MAPS.items():
         if name in document:
             policy.blank()
@@ -68,6 +68,13 @@ def convert(text: str, source: str, prefix: Prefix = DEFAULT_PREFIX) -> str:
         policy.blank()
         for entry in _entries(entries):
             policy.lost(f"{name} {json.dumps(entry)}", "the name service's business")
+    # Behind the maps, so that what they say of a whole window, `delete` above all, stands.
+    policy.blank()
+    policy.comment("IPv4 addresses in the last 32 bits")
+    for upper in _IPV4_WINDOWS:
+        window = _window(prefix, upper)
+        action = f"rewrite from nat64 {window} then lookup main"
+        policy.route(str(window), action, "UR228: Universal Relay's window, which nobody else translates")
     policy.blank()
     policy.comment("Universal Relay dials whatever no map speaks of")
     policy.route("any", "direct")

@@ -101,6 +101,7 @@ CODES: dict[str, Code] = {
         _error("UR225", "a lookup that goes round in circles"),
         _warning("UR226", "a rewrite that reaches what is denied"),
         _warning("UR227", "fake addresses that nobody listens for"),
+        _warning("UR228", "a NAT64 prefix that other translators may refuse"),
         _error("UR301", "an expectation that fails"),
         _error("UR302", "an expectation about nothing"),
         _note("UR303", "a route that no expectation touches"),

@@ -17,7 +17,8 @@ from urelay.net.address import Address, Prefix, address_text, parse_address
 LENGTHS = (32, 40, 48, 56, 64, 96)
 """The prefix lengths RFC 6052 defines (2.2)."""
 
-# Where the four IPv4 octets stand. Octet 8 (bits 64 to 71) is the u-octet and always stepped over.
+# Where the four IPv4 octets stand. Octet 8 (bits 64 to 71) is the u-octet and always stepped over: it
+# is zero in what a prefix of /64 or less carries, and in a /96 it is the prefix's own.
 _OCTETS: dict[int, tuple[int, int, int, int]] = {
     32: (4, 5, 6, 7),
     40: (5, 6, 7, 9),
@@ -27,6 +28,20 @@ _OCTETS: dict[int, tuple[int, int, int, int]] = {
     96: (12, 13, 14, 15),
 }
 _U_OCTET = 8
+
+
+def has_u_octet(prefix: Prefix) -> bool:
+    """Whether the addresses `prefix` carries have bits 64 to 71 of their own, which must be zero.
+
+    RFC 6052, 2.2 wants them zero in a /96 too. There they belong to the prefix and nothing is embedded
+    around them, so that the prefix alone tells where IPv4 stands, whatever they are.
+    """
+    return prefix.length < 96
+
+
+def sets_u_octet(prefix: Prefix) -> bool:
+    """Whether `prefix` is a /96 with bits 64 to 71 set, which other translators may refuse."""
+    return not has_u_octet(prefix) and bool(prefix.first >> 56 & 0xFF)
 
 
 def _prefix(text: str) -> Prefix:
@@ -95,12 +110,12 @@ def embed(prefix: Prefix, ipv4: Address) -> Address:
 def extract(prefix: Prefix, ipv6: Address) -> Address:
     """The IPv4 address that `ipv6` carries under `prefix`. Suffix bits are ignored.
 
-    Raises AddressError when `ipv6` is not under `prefix`, when bits 64 to 71 are not zero (2.2), and
-    when the well-known prefix carries what it must not (3.1).
+    Raises AddressError when `ipv6` is not under `prefix`, when bits 64 to 71 behind it are not zero
+    (2.2), and when the well-known prefix carries what it must not (3.1).
     """
     if not prefix.holds(ipv6):
         raise AddressError(f"{address_text(ipv6)} is not under {prefix}")
-    if ipv6[_U_OCTET]:
+    if ipv6[_U_OCTET] and has_u_octet(prefix):
         raise AddressError(f"{address_text(ipv6)} has bits 64 to 71 set (RFC 6052, 2.2)")
     ipv4 = _read(prefix.length, ipv6)
     _refuse_special(prefix, ipv4)

@@ -277,8 +277,9 @@ def _nat64_prefix(part: ast.RewritePart, scope: Scope) -> Prefix:
     if target.length not in nat64.LENGTHS:
         message = f"a NAT64 prefix is /32 /40 /48 /56 /64 or /96 (RFC 6052), this is /{target.length}"
         raise flaw("UR112", message, part.value.span)
-    if target.first >> 56 & 0xFF:
-        raise flaw("UR112", f"bits 64 to 71 of {target} must be zero (RFC 6052)", part.value.span)
+    if nat64.sets_u_octet(target):
+        message = f"bits 64 to 71 of {target} are not zero (RFC 6052, 2.2): other translators may refuse it"
+        scope.findings.add("UR228", message, part.value.span, note="here it is used as it stands")
     return target
 
 

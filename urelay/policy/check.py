@@ -65,7 +65,7 @@ class Checked:
 def check_file(path: str) -> Checked:
     """Read the policy at `path` and all it includes. Never raises: what is wrong is in the answer.
 
-    The diagnostics are those of shape and sense (UR0xx, UR1xx, UR401), file by file in source order;
+    The diagnostics are those of shape and sense (UR0xx, UR1xx, UR228, UR401), file by file in source order;
     `# allow` comments are not applied yet (urelay.policy.allow), since other findings may follow.
     """
     findings = Findings()

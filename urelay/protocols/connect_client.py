@@ -107,7 +107,6 @@ class HttpClient:
             coded = binascii.b2a_base64(login.user + b":" + login.password, newline=False)
             headers.append((b"Proxy-Authorization", b"Basic " + coded))
         sent = self._connection.send(h11.Request(method=b"CONNECT", target=self._target, headers=headers))
-        self._connection.send(h11.EndOfMessage())
         assert sent is not None
         return sent
 

@@ -22,9 +22,8 @@ import gc
 import os
 import resource
 import signal
-import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING
 
 from urelay.engine.limits import Limits
 from urelay.engine.poller import RelayLoop
@@ -33,19 +32,18 @@ from urelay.errors import AddressError, StartError
 from urelay.net.address import Endpoint, parse_address, parse_endpoint
 from urelay.services.access_log import open_sink
 from urelay.services.answers import Answers
-from urelay.services.captures import Captures
 from urelay.services.generation import Generation, prepare
-from urelay.services.listeners import Opened, Opener
+from urelay.services.holdings import Holdings
 from urelay.services.log import logging_to
 from urelay.services.notify import Notifier
+from urelay.services.preparing import Prepared, Preparing
 from urelay.services.running import Running
 from urelay.services.sink import Sink
-from urelay.services.slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-T = TypeVar("T")
+    from urelay.services.listeners import Opened
 
 _STANDARD_ERROR = 2
 _DNS_PORT = 53
@@ -89,13 +87,11 @@ def serve(path: str, options: Options) -> int:
     if options.max_connections is not None and options.max_connections < options.workers:
         raise StartError(f"--max-connections: {options.max_connections} is less than one for each worker")
     _raise_descriptor_limit()
-    opener = Opener(os.environ, options.inherited)
-    captures = Captures()
-    slots = Slots()
+    holdings = Holdings(os.environ, options.inherited)
     if options.workers > 1:
         from urelay.services.supervisor import supervise
 
-        supervise(path, options, opener, captures, slots, resolver, generation)
+        supervise(path, options, holdings, resolver, generation)
         return 0
     with contextlib.ExitStack() as at_exit:
         # Closed last, so that whatever happens on the way out is still heard.
@@ -106,14 +102,9 @@ def serve(path: str, options: Options) -> int:
         if options.access_log is not None:
             access_sink = open_sink(options.access_log)
             at_exit.callback(access_sink.close)
-        # The files of unix sockets and the captures go when nobody is connected any more.
-        at_exit.callback(opener.close)
-        at_exit.callback(captures.close)
-        at_exit.callback(slots.close)
-        then = slots.before(generation.policy.slots(), captures.apply)
-        opened = opener.open(generation.policy.listeners.values(), then=then)
-        opener.close_others()
-        daemon = Daemon(path, options, opener, captures, slots, resolver, error_sink)
+        at_exit.callback(holdings.close)
+        opened = holdings.first(generation)
+        daemon = Daemon(path, options, holdings, resolver, error_sink)
         with asyncio.Runner(loop_factory=RelayLoop) as runner:
             runner.run(daemon.run(generation, opened, access_sink))
     return 0
@@ -128,17 +119,13 @@ class Daemon:
         self,
         path: str,
         options: Options,
-        opener: Opener,
-        captures: Captures,
-        slots: Slots,
+        holdings: Holdings,
         resolver: Resolver,
         error_sink: Sink,
     ) -> None:
         self._path = path
         self._options = options
-        self._opener = opener
-        self._captures = captures
-        self._slots = slots
+        self._holdings = holdings
         self._resolver = resolver
         self._answers = Answers(path, error_sink.write, Notifier(os.environ.get("NOTIFY_SOCKET")))
         self._reload_asked = asyncio.Event()
@@ -148,14 +135,15 @@ class Daemon:
         """Relay until a signal says stop, then until the last connection ended or patience did."""
         loop = asyncio.get_running_loop()
         running = self._running = Running(generation, self._resolver, self._options.limits(), access_sink)
+        captures = self._holdings.captures
         try:
             self._answers.findings(generation.warnings)
             running.listen(opened)
-            self._captures.follow(
-                lambda capture: loop.add_reader(capture.monitor, self._captures.changed, capture, loop),
+            captures.follow(
+                lambda capture: loop.add_reader(capture.monitor, captures.changed, capture, loop),
                 lambda capture: loop.remove_reader(capture.monitor),
             )
-            self._slots.follow(loop.add_reader, loop.remove_reader)
+            self._holdings.slots.follow(loop.add_reader, loop.remove_reader)
             for number in _STOPPING_SIGNALS:
                 loop.add_signal_handler(number, self._stop)
             loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
@@ -164,7 +152,7 @@ class Daemon:
             # What start-up made stays: the collector need not walk it again for each young object.
             gc.collect()
             gc.freeze()
-            self._answers.serving(generation, opened, self._captures.ways())
+            self._answers.serving(generation, opened, captures.ways())
             async with asyncio.TaskGroup() as tasks:
                 reloading = tasks.create_task(self._reload_when_asked())
                 await self._stop_asked.wait()
@@ -188,21 +176,31 @@ class Daemon:
 
     async def _reload(self) -> None:
         try:
-            generation = await _on_a_thread(lambda: prepare(self._path))
-            self._swap(generation)
+            prepared = await self._prepared()
+            self._swap(prepared)
         except Exception as error:
             # A reload must not end the relay, whatever is wrong with it.
             self._answers.not_reloaded(error, self._running.generation)
         else:
-            self._answers.reloaded(generation)
+            self._answers.reloaded(prepared.generation)
 
-    def _swap(self, generation: Generation) -> None:
+    async def _prepared(self) -> Prepared:
+        """The next generation, made beside the relay; raises what went wrong."""
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone, and nobody waits any more
+                loop.call_soon_threadsafe(over.set)
+
+        preparing = Preparing(self._path, {one.key for one in self._running.opened}, tell)
+        await over.wait()
+        return preparing.outcome()
+
+    def _swap(self, prepared: Prepared) -> None:
         """Make another generation the one that runs; on StartError nothing has changed."""
-        held = {one.key: one.sock for one in self._running.opened}
-        then = self._slots.before(generation.policy.slots(), self._captures.apply)
-        opened = self._opener.open(generation.policy.listeners.values(), held, then)
-        self._running.replace(generation, opened)
-        self._answers.findings(generation.warnings)
+        opened = self._holdings.next(prepared, self._running.opened)
+        self._running.replace(prepared.generation, opened)
+        self._answers.findings(prepared.generation.warnings)
 
     def _tell_status(self) -> None:
         self._answers.status(self._running.snapshot())
@@ -235,28 +233,3 @@ def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-async def _on_a_thread(function: Callable[[], T]) -> T:
-    """What `function` returns, called on a thread of its own.
-
-    Not the loop's executor: ending the process would wait for whatever that still compiles.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if not future.cancelled():
-            future.set_exception(error) if error is not None else future.set_result(cast("T", result))
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = function()
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is gone, and nobody waits any more
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=work, name="reload", daemon=True).start()
-    return await future

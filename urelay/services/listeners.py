@@ -139,7 +139,7 @@ class Opener:
         made: dict[Key, SocketFile],
     ) -> Iterator[tuple[Key, socket.socket]]:
         place = listener.place
-        key = _key(listener)
+        key = key_of(listener)
         again = sorted(one for one in spare if one[:2] == key[:2])
         if again:
             for one in again:
@@ -177,7 +177,8 @@ class Opener:
         self._files.update(made)
 
 
-def _key(listener: Listener) -> Key:
+def key_of(listener: Listener) -> Key:
+    """What the socket of a listener is known by; the first, where systemd handed over several."""
     return Key(listener.place, None if listener.netns is None else identity(listener.netns))
 
 
