@@ -137,4 +137,5 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write(data)
         await writer.drain()
     if writer.can_write_eof():
-        writer.write_eof()
+        with contextlib.suppress(OSError):  # the other end is gone already
+            writer.write_eof()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.e2e.rig import Network, until
 from tests.engine.rig import (
     PATIENCE_S,
     Rig,
@@ -43,10 +44,16 @@ class Secure:
     """A relayed connection to a TLS server that the test plays."""
 
     def __init__(
-        self, rig: Rig, authority: Authority, version: ssl.TLSVersion, banner: bytes = b"", small: int = 0
+        self,
+        rig: Rig,
+        authority: Authority,
+        version: ssl.TLSVersion,
+        banner: bytes = b"",
+        small: int = 0,
+        pair: tuple[socket.socket, socket.socket] | None = None,
     ) -> None:
-        """`small` bounds the kernel's buffers for TCP, in bytes."""
-        server, raw = tcp_pair(small)
+        """`small` bounds the kernel's buffers for TCP, in bytes; `pair` is the server's end and ours."""
+        server, raw = pair or tcp_pair(small)
         raw.setblocking(False)
         end = TlsEnd(server, authority.server("DNS:secure.example", version=version))
         shaking = in_thread(lambda: end.shake_hands(banner))
@@ -229,6 +236,37 @@ def test_a_near_end_that_is_just_closed_ends_everything(authority: Authority) ->
         rig.thread.run(_at_rest(rig.thread.loop))
         server.close()
         rig.close()
+
+
+@pytest.mark.netns
+def test_a_server_that_is_gone_without_a_word_is_noticed(authority: Authority) -> None:
+    """R20, for TLS: it is the server's kernel that is asked, not the near end's."""
+    limits = Limits(keepalive_from_s=0.2, probe_after_s=1, probe_every_s=1, unheard_s=1.5)
+    with Network() as net:
+        near, far = net.namespace("near"), net.namespace("far")
+        net.wire(near, far, ["10.20.0.1/24"], ["10.20.0.2/24"])
+        with no_descriptor_left():
+            rig = Rig(limits)
+            with far.listen("10.20.0.2") as listener:
+                port = listener.getsockname()[1]
+                raws = [near.connect("10.20.0.2", port) for _ in range(2)]
+                pairs = [(listener.accept()[0], raw) for raw in raws]
+            both = [Secure(rig, authority, VERSIONS[1], pair=pair) for pair in pairs]
+            for one in both:
+                one.client.sendall(b"first")
+                assert one.server.recv(5) == b"first"
+            # The far end: the near one keeps its route, and nothing comes back.
+            far.ip("link", "set", "near", "down")
+            # The first is idle and has to be probed; the second has bytes in flight.
+            both[1].client.sendall(b"anybody there?")
+            for one in both:
+                assert read_until_reset(one.client) == b""
+                ended = one.run.ended.wait()
+                assert (ended.end, ended.error) == (End.TIMEOUT, "the server stopped answering")
+                one.server.raw.close()
+            until(lambda: all(raw.fileno() == -1 for raw in raws), "the bridges end")
+            rig.thread.run(_at_rest(rig.thread.loop))
+            rig.close()
 
 
 def test_many_at_once(secure: Make) -> None:

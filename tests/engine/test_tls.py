@@ -70,10 +70,11 @@ class TlsDoor(Peer):
         try:
             await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # First of all: whoever ends this peer may cancel it again while it waits.
+            far_writer.close()
             for task in (there, back):
                 task.cancel()
             await asyncio.gather(there, back, return_exceptions=True)
-            far_writer.close()
 
 
 def secured(
@@ -308,19 +309,24 @@ def test_a_proxy_on_a_unix_socket_is_known_by_the_name_it_is_given(
     run(main)
 
 
-def test_no_cancel_at_any_moment_leaks_anything(authority: Authority) -> None:
-    """R16, for TLS: in the handshake, in the request, and with a bridge half made."""
+@pytest.mark.parametrize("side", ["near", "far"])
+def test_no_cancel_at_any_moment_leaks_anything(authority: Authority, side: str) -> None:
+    """R16, for TLS to a proxy and through one: in the handshake, in the request, with a bridge half made."""
     goal, way = Echo(b"goal"), Working()
-    door = TlsDoor(authority.server("IP:127.0.0.1"), way)
+    door = TlsDoor(authority.server("IP:127.0.0.1"), way if side == "near" else goal)
 
     async def main() -> None:
         rng = random.Random(16)
         loop = asyncio.get_running_loop()
         async with goal.serving(), way.serving(), door.serving():
-            world = World(secured("corp", UpstreamKind.SOCKS5, door.at, authority))
+            if side == "near":
+                world, at = World(secured("corp", UpstreamKind.SOCKS5, door.at, authority)), goal.at
+            else:
+                secure = secured("secure", UpstreamKind.DIRECT, None, authority, via="corp")
+                world, at = World(secure, proxy("corp", way.at)), door.at
             before = descriptors()
-            for _ in range(150):
-                task = loop.create_task(world.dial("127.0.0.1", goal.at.port))
+            for _ in range(100):
+                task = loop.create_task(world.dial("127.0.0.1", at.port))
                 for _ in range(rng.randrange(60)):
                     await asyncio.sleep(0)
                 task.cancel()

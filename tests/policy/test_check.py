@@ -181,6 +181,20 @@ def test_upstreams(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "hop", ["socks5 192.0.2.2:1080 {{ via u{} }}", "direct {{ tls, via u{} }}", "first u{}"]
+)
+def test_upstreams_stand_behind_each_other_so_deep_and_no_deeper(tmp_path: Path, hop: str) -> None:
+    """Told once, and not by a stack that overflows."""
+    lines = ["upstream u0 = socks5 192.0.2.1:1080"]
+    lines += [f"upstream u{number} = {hop.format(number - 1)}" for number in range(1, 64)]
+    sound(tmp_path, "\n".join([*lines, "match any -> via u63"]))
+    lines += [f"upstream u{number} = {hop.format(number - 1)}" for number in range(64, 2000)]
+    found = checked(tmp_path, "\n".join([*lines, "match any -> via u1999"]))
+    assert codes(found) == ["UR107"]
+    assert "more than 64 deep" in found.diagnostics[0].message
+
+
+@pytest.mark.parametrize(
     ("place", "expected"),
     [
         ("[::]:1080", Place(PlaceKind.ADDRESS, endpoint=Endpoint(bytes(16), 1080))),

@@ -48,6 +48,10 @@ def _names(*extra: Route) -> Table:
                 upstream("mixed", UpstreamKind.FIRST, members=("remote", "wg")),
                 upstream("group", UpstreamKind.SPREAD, members=("remote", "inner")),
                 upstream("inner", UpstreamKind.FIRST, members=("remote",)),
+                upstream("secure", UpstreamKind.DIRECT, tls=True, via="group"),
+                upstream("sealed", UpstreamKind.DIRECT, tls=True, via="local"),
+                upstream("twice", UpstreamKind.DIRECT, tls=True, via="secure"),
+                upstream("away", UpstreamKind.DIRECT, tls=True, via="wg"),
             ],
         )
     )
@@ -93,9 +97,13 @@ def test_refusals_of_names_need_no_address() -> None:
         ("mixed", False),
         ("group", True),
         ("inner", True),
+        ("secure", True),
+        ("sealed", False),
+        ("twice", True),
+        ("away", False),
     ],
 )
-def test_a_group_takes_names_only_if_every_member_does(name: str, takes: bool) -> None:
+def test_who_hands_on_takes_names_only_if_all_it_hands_to_do(name: str, takes: bool) -> None:
     table = _names(route(region("some.example", name=True), Via(name), 8))
     assert decide(table, "some.example:80").needs_address is not takes
     assert (name in table.name_takers) is takes

@@ -282,7 +282,13 @@ def _dials(policy: Policy, route: Route) -> bool:
 
 
 def _is_direct(policy: Policy, name: str) -> bool:
+    """Whether an upstream connects to the destination itself, and from our own namespace."""
+    passed: set[str] = set()
     upstream = policy.upstreams.get(name)
+    while upstream is not None and upstream.kind is UpstreamKind.DIRECT and upstream.via is not None:
+        # It is the one it goes through that connects.
+        passed.add(upstream.name)
+        upstream = policy.upstreams.get(upstream.via) if upstream.via not in passed else None
     return upstream is not None and upstream.kind is UpstreamKind.DIRECT and "netns" not in upstream.options
 
 

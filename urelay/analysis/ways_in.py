@@ -22,6 +22,7 @@ from urelay.policy.model import (
     Silent,
     ToName,
     Upstream,
+    UpstreamKind,
     Via,
     Wall,
 )
@@ -32,6 +33,13 @@ MOST_LABELS = 3
 _CAPTURING = (ListenerKind.TRANSPARENT, ListenerKind.REDIRECT)
 _NAMING = (ListenerKind.SOCKS, ListenerKind.HTTP, ListenerKind.MIXED)
 
+
+_WHERE = {
+    UpstreamKind.DIRECT: "  on the proxy it goes through",
+    UpstreamKind.FIRST: "  on a member",
+    UpstreamKind.SPREAD: "  on a member",
+}
+"""Where to say how names are resolved, if not on the upstream itself"""
 
 # --- names that are never resolved here
 
@@ -119,7 +127,7 @@ def _unresolved(upstream: Upstream, sending: Sequence[Route], denies: Sequence[R
         *labels,
         remarks=(
             Remark("note", f"not asked: {listing([str(rule.origin) for rule in denies])}"),
-            Remark("help", "resolve names here?   dns local"),
+            Remark("help", f"resolve names here?   dns local{_WHERE.get(upstream.kind, '')}"),
             Remark("help", f"it is meant?   put  # allow UR221: <why>  above line {upstream.origin.line}"),
         ),
     )

@@ -1,4 +1,7 @@
-"""What the kernel is told and asked of a TCP socket, beside its bytes. A unix socket is let be."""
+"""What the kernel is told and asked of a TCP socket, beside its bytes.
+
+A unix socket is let be, unless it stands for a TCP connection: then that one is told, and asked.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,10 @@ class Bridged(socket.socket):
     """A unix socket that stands for a TCP connection: what becomes of one becomes of the other."""
 
     __slots__ = ()
+
+    def stands_for(self) -> SocketType:
+        """That connection's socket, or another that stands for it; it may be closed already."""
+        raise AssertionError("a bridge says what it leads to")
 
     def break_off(self) -> None:
         """Make closing it a reset of that connection."""
@@ -57,13 +64,14 @@ def unacknowledged(sock: SocketType) -> int:
 
 def keep_alive(sock: SocketType, after_s: int = 60, every_s: int = 15) -> None:
     """Probe a peer that has been silent for `after_s`, six times, `every_s` apart; then it is gone."""
-    if sock.family != socket.AF_UNIX:
+    tcp = _connection(sock)
+    if tcp is not None:
         # A socket that broke meanwhile refuses; its event is on its way.
         with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, after_s)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every_s)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, after_s)
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every_s)
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
 
 
 def unheard_for(sock: SocketType) -> float:
@@ -72,10 +80,11 @@ def unheard_for(sock: SocketType) -> float:
     This is not TCP_USER_TIMEOUT, which also ends a connection whose peer answers all the time that it
     has no room: a reader that pauses is not gone.
     """
-    if sock.family == socket.AF_UNIX:
+    tcp = _connection(sock)
+    if tcp is None:
         return 0.0
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        info = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
     except OSError:
         return 0.0
     retransmits, probes = info[2], info[3]
@@ -83,3 +92,12 @@ def unheard_for(sock: SocketType) -> float:
     if max(retransmits, probes) < 2:
         return 0.0
     return int.from_bytes(info[56:60], sys.byteorder) / 1000
+
+
+def _connection(sock: SocketType) -> SocketType | None:
+    """The TCP connection that `sock` is or stands for; None for any other unix socket."""
+    while sock.family == _UNIX:
+        if not isinstance(sock, Bridged):
+            return None
+        sock = sock.stands_for()
+    return sock

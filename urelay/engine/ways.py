@@ -1,7 +1,8 @@
 """Ways through upstreams: one function a kind, and each calls the next along a chain.
 
     kind               leads to                            by
-    direct             the destination                     connecting, from where its options say
+    direct             the destination                     connecting, from where its options say; or by
+                                                           `via`, to speak TLS or to announce the client
     socks4/5, http     whatever its proxy connects to      reaching the proxy, then asking it
     first, spread      whatever a member leads to          the ways of its members, one after the other
 
@@ -148,7 +149,23 @@ class Ways:
         return Way(sock, far, str(far))
 
     async def _direct(self, upstream: Upstream, targets: Sequence[Endpoint], called: str | None) -> Way:
-        return await self.direct(targets, upstream, called)
+        if upstream.via is None:
+            return await self.direct(targets, upstream, called)
+        try:
+            way = await self.through(upstream.via, targets, called)
+        except DialError as error:
+            # It was to get to this very destination, so what it says of it and of itself holds here too.
+            raise DialError(error.failure, f"upstream `{upstream.name}`: {error}", error.blame) from None
+        sock, early, far = way.sock, way.early, way.target
+        try:
+            await announce(sock, upstream, self._caller, far if isinstance(far.host, bytes) else None)
+            if upstream.tls:
+                sock, early = await self._secured(sock, upstream, called or host_text(far.host), early), b""
+        except DialError as error:
+            # Whether the destination spoke or somebody on the way to it cannot be told.
+            what = f"upstream `{upstream.name}`: {far}: {error}"
+            raise DialError(error.failure, what, Blame.UNCLEAR) from None
+        return Way(sock, far, way.dialed, early)
 
     async def _secured(
         self, sock: socket.socket, upstream: Upstream, name: str, early: bytes = b""

@@ -340,7 +340,7 @@ class Upstream:
 
     @property
     def via(self) -> str | None:
-        """The upstream this one is reached through."""
+        """The upstream that this proxy, or the destination of this direct upstream, is reached through."""
         return self._of("via", str)
 
     @property
@@ -411,7 +411,7 @@ class Upstream:
 
     @property
     def takes_names(self) -> bool:
-        """Whether a host name is sent as it is (`dns remote`) instead of being resolved here.
+        """Whether this proxy is sent host names as they are (`dns remote`); else they are resolved here.
 
         socks5 and http do unless told otherwise, as `curl --socks5-hostname` and Tor want it;
         socks4 does only when told to (it then speaks 4a).

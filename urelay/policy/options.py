@@ -88,7 +88,10 @@ OPTIONS: tuple[Option, ...] = (
         kinds=_PROXIES, choices=("remote", "local"),
     ),
     Option(_UP, "connect", _V.DURATION, "connect 5s", "how long one address may take", kinds=_DIALS),
-    Option(_UP, "via", _V.UPSTREAM, "via jump", "reach the proxy through another upstream", kinds=_PROXIES),
+    Option(
+        _UP, "via", _V.UPSTREAM, "via jump",
+        "reach the proxy, or the destination of a direct upstream, through another upstream", kinds=_DIALS,
+    ),
     Option(
         _UP, "source", _V.ADDRESS, "source 10.66.0.2", "the address to connect from",
         kinds=_DIALS,

@@ -22,6 +22,7 @@ from urelay.policy.words import read_endpoint
 _KINDS = tuple(kind.value for kind in UpstreamKind)
 _HINT = f"; there are {', '.join(_KINDS)}"
 _GROUPS = (UpstreamKind.FIRST, UpstreamKind.SPREAD)
+_DEEPEST = 64
 
 
 def resolve_upstream(node: ast.UpstreamDef, scope: Scope) -> Upstream:
@@ -35,7 +36,7 @@ def resolve_upstream(node: ast.UpstreamDef, scope: Scope) -> Upstream:
         raise unknown("kind of upstream", node.kind.text, node.kind.span, _KINDS, _HINT)
     kind = UpstreamKind(node.kind.text)
     settings, _ = read_options(node.options, Owner.UPSTREAM, kind, scope)
-    _check_together(node, settings)
+    _check_together(node, kind, settings)
     endpoint: Endpoint | None = None
     members: tuple[str, ...] = ()
     if kind in _GROUPS:
@@ -62,8 +63,13 @@ def _refuse_login_in(word: ast.Word) -> None:
 
 
 def check_chains(upstreams: Mapping[str, Upstream], scope: Scope) -> None:
-    """Report every upstream that is reached through itself (UR107), once where a walk meets it again."""
-    done: set[str] = set()
+    """Report every upstream that is reached through itself (UR107), once where a walk meets it again.
+
+    And every one that is the first to be reached through too many: whoever opens ways follows them by
+    calling himself.
+    """
+    done: dict[str, int] = {}
+    """How many stand behind each other from it on"""
     looped: set[str] = set()
     for start in upstreams:
         # Depth first, with a stack of its own: a chain may be longer than Python's.
@@ -72,8 +78,12 @@ def check_chains(upstreams: Mapping[str, Upstream], scope: Scope) -> None:
         while path:
             following = next(ways[-1], None)
             if following is None:
-                done.add(path.pop())
+                name = path.pop()
                 ways.pop()
+                done[name] = 1 + max((done.get(each, 0) for each in _next(upstreams[name])), default=0)
+                if done[name] == _DEEPEST + 1 and not looped:
+                    message = f"upstreams stand more than {_DEEPEST} deep behind each other"
+                    scope.findings.keep(flaw("UR107", message, scope.upstreams[name].name.span))
             elif following in path and following not in looped:
                 looped.add(following)
                 scope.findings.keep(_loop(following, path, scope))
@@ -117,7 +127,7 @@ def _endpoint(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> Endpoin
     raise flaw("UR110", message, (node.arguments[-1] if node.arguments else node.kind).span)
 
 
-def _check_together(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> None:
+def _check_together(node: ast.UpstreamDef, kind: UpstreamKind, settings: Mapping[str, Setting]) -> None:
     spans = {option.name.text: option.span for option in node.options}
     for name, needed in NEEDS.items():
         if name in settings and needed not in settings:
@@ -125,6 +135,10 @@ def _check_together(node: ast.UpstreamDef, settings: Mapping[str, Setting]) -> N
     if {"tls", "unix"} <= settings.keys() and not {"server-name", "insecure"} & settings.keys():
         message = "`tls` on a unix socket has no name to verify: it needs `server-name`, or `insecure`"
         raise flaw("UR109", message, spans["tls"])
+    if kind is UpstreamKind.DIRECT and "via" in settings and not {"tls", "send-proxy"} & settings.keys():
+        # It would lead where the other one leads, under another name: whoever wrote it wanted more.
+        message = "`via` on a direct upstream means nothing without `tls` or `send-proxy`"
+        raise flaw("UR109", message, spans["via"], "what it names leads to the destination already")
     for one, other, why in CLASHES:
         if one in settings and other in settings:
             raise flaw("UR109", f"`{other}` cannot stand beside `{one}`: {why}", spans[other])

@@ -178,15 +178,20 @@ def _nat64_prefixes(policy: Policy) -> tuple[Prefix, ...]:
 
 
 def _name_takers(upstreams: Mapping[str, Upstream]) -> frozenset[str]:
-    """The upstreams that are sent host names as they are; a group only if every member is."""
+    """The upstreams that are sent host names as they are.
+
+    Whoever only hands a destination on does so if all it hands it to are: the members of a group, the
+    upstream that a direct one goes through.
+    """
 
     def takes(upstream: Upstream, inside: frozenset[str]) -> bool:
-        if upstream.kind not in (UpstreamKind.FIRST, UpstreamKind.SPREAD):
+        if upstream.kind not in (UpstreamKind.DIRECT, UpstreamKind.FIRST, UpstreamKind.SPREAD):
             return upstream.takes_names
         # A group inside itself is an error of the policy (UR107); here it only must not recurse.
         inside |= {upstream.name}
-        members = [upstreams[name] for name in upstream.members if name in upstreams and name not in inside]
-        return bool(members) and all(takes(member, inside) for member in members)
+        names = upstream.members if upstream.via is None else (upstream.via,)
+        takers = [upstreams[name] for name in names if name in upstreams and name not in inside]
+        return bool(takers) and all(takes(taker, inside) for taker in takers)
 
     return frozenset(name for name, upstream in upstreams.items() if takes(upstream, frozenset()))
 
