@@ -69,7 +69,6 @@ def test_addresses_become_names(table: Table) -> None:
     assert where(table, "203.0.113.9")[:2] == ("via", "upstream-2")
 
 
-@pytest.mark.parametrize("window", ["5ff:6464", "5ff:7007"])
 @pytest.mark.parametrize(
     ("inside", "dialled"),
     [
@@ -82,28 +81,25 @@ def test_addresses_become_names(table: Table) -> None:
         ("0.0.0.0", ("deny", None, "0.0.0.0:80")),
     ],
 )
-def test_an_ipv4_window_leads_where_the_address_itself_does(
-    table: Table, window: str, inside: str, dialled: tuple[str, str | None, str]
+def test_the_ipv4_window_leads_where_the_address_itself_does(
+    table: Table, inside: str, dialled: tuple[str, str | None, str]
 ) -> None:
-    """Through either window a client reaches, and is denied, what it is by IPv4."""
-    assert where(table, f"fedb:1200:4500:7800:{window}:{inside}") == dialled
+    """Through the window a client reaches, and is denied, what it is by IPv4."""
+    assert where(table, f"fedb:1200:4500:7800:5ff:6464:{inside}") == dialled
     assert where(table, inside)[:2] == dialled[:2]
 
 
-def test_no_address_of_a_window_gets_round_a_denial(tmp_path: Path, written: str) -> None:
-    """Proved for all of them, and for names that resolve into a window nothing else is decided."""
-    windows = [f"fedb:1200:4500:7800:5ff:{upper}:" for upper in ("6464", "7007")]
-    claims = [
-        f"expect {window}{block} -> deny" for window in windows for block in ("ac10:0/108", "7f00:0/104")
-    ]
+def test_no_address_of_the_window_gets_round_a_denial(tmp_path: Path, written: str) -> None:
+    """Proved for all of them, and for names that resolve into the window nothing else is decided."""
+    window = "fedb:1200:4500:7800:5ff:6464:"
+    claims = [f"expect {window}{block} -> deny" for block in ("ac10:0/108", "7f00:0/104")]
     policy = sound(tmp_path, "\n".join((written, *claims)))
     assert [found for found in check(compile_policy(policy)) if found.code == "UR301"] == []
     table = compile_policy(policy)
     asked = table.decide("evil.example", 80, None, "relay")
     assert asked.needs_address
-    for window in windows:
-        address = parse_address(f"{window}127.0.0.1")
-        assert table.settle(asked, "evil.example", address, 80, None, "relay").denied
+    address = parse_address(f"{window}127.0.0.1")
+    assert table.settle(asked, "evil.example", address, 80, None, "relay").denied
 
 
 def test_what_a_map_says_of_a_window_stands(tmp_path: Path) -> None:
@@ -139,6 +135,7 @@ def test_ways_and_blocks(table: Table) -> None:
         "odd.example",
         "dns_map",
         "groupsub",
+        "5ff:7007",
     ],
 )
 def test_what_has_no_equivalent_is_a_comment(written: str, lost: str) -> None:

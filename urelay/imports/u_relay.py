@@ -5,9 +5,10 @@ Its addresses are 64 bits of a prefix and 64 bits that say what is meant:
     bits 63 to 0                  means                       becomes
     05ff:7001:INDEX               relay_map[INDEX], a name    a route for that address
     05ff:6464:IPV4                that IPv4 address           `rewrite from nat64 …`
-    05ff:7007:IPV4                the same                    the same
+    05ff:7007:IPV4                what its configuration      a comment: `ipv4_handlers` is none of the maps
+                                  says of that address
 
-Behind either rewrite the policy is asked again about the IPv4 address: whoever dials through a window
+Behind the rewrite the policy is asked again about the IPv4 address: whoever dials through the window
 meets what is said of it, and the guard, as whoever dials the address itself.
 
 And the other maps are about names: `dc_map` (other names for them), `resolve_map` and `hosts_map`
@@ -39,7 +40,8 @@ DEFAULT_PREFIX = Prefix(6, 0xFEDB_1200_4500_7800 << 64, 64)
 """What Universal Relay uses when it is told no other"""
 
 _RELAY_MAP = 0x05FF_7001
-_IPV4_WINDOWS = (0x05FF_6464, 0x05FF_7007)
+_IPV4 = 0x05FF_6464
+_CONFIGURED = 0x05FF_7007
 _HOSTS = "u-relay.home.arpa"
 
 
@@ -71,10 +73,10 @@ def convert(text: str, source: str, prefix: Prefix = DEFAULT_PREFIX) -> str:
     # Behind the maps, so that what they say of a whole window, `delete` above all, stands.
     policy.blank()
     policy.comment("IPv4 addresses in the last 32 bits")
-    for upper in _IPV4_WINDOWS:
-        window = _window(prefix, upper)
-        action = f"rewrite from nat64 {window} then lookup main"
-        policy.route(str(window), action, "UR228: Universal Relay's window, which nobody else translates")
+    window = _window(prefix, _IPV4)
+    action = f"rewrite from nat64 {window} then lookup main"
+    policy.route(str(window), action, "UR228: Universal Relay's window, which nobody else translates")
+    policy.lost(_window(prefix, _CONFIGURED), "its configuration (`ipv4_handlers`) says what is there")
     policy.blank()
     policy.comment("Universal Relay dials whatever no map speaks of")
     policy.route("any", "direct")
