@@ -1,7 +1,7 @@
 """One edge-triggered epoll that relayed bytes and asyncio share.
 
 asyncio keeps timers, signals, handshakes with proxies and DNS; every relayed byte passes through
-here, up to 512 events a wake-up, with no handle, future or callback object for an event: a
+here, up to 40 events a wake-up, with no handle, future or callback object for an event: a
 dictionary maps a descriptor to the object that stands for it, and its `on_event` is called.
 
 The poller *is* the selector of its event loop (`RelayLoop`): the loop's wait is this epoll's, and
@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import select
 import selectors
 import time
@@ -52,7 +51,10 @@ log = logging.getLogger(__name__)
 EDGE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 """How a relayed socket is registered, once, and never re-armed"""
 
-_BATCH = 512
+_BATCH = 40
+"""Events a wait: as many as the interpreter finds room for without asking the C library"""
+_LONGEST_S = 3600.0
+"""A wait, when asyncio names no end"""
 
 
 class Handler(Protocol):
@@ -112,7 +114,9 @@ class Poller(selectors.BaseSelector):
         self._shared: set[int] = set()
         """Sockets of which another process may hold a descriptor too"""
         self._in_batch = False
-        self.wanted = False
+        self._owes = False
+        """Whether anything was put off to the end of the batch"""
+        self._is_wanted = False
         """Whether asyncio has something to do that it had not when the wait began"""
         self._asyncio_is_ready = False
         self._asyncio = selectors.EpollSelector()
@@ -150,6 +154,7 @@ class Poller(selectors.BaseSelector):
             self._forget_shared(fd, watched)
         if self._in_batch:
             self._retired.append(sock)
+            self._owes = True
         else:
             sock.close()
 
@@ -163,6 +168,7 @@ class Poller(selectors.BaseSelector):
             forget(one.fileno(), None)
             forget(other.fileno(), None)
             self._retired += (one, other)
+            self._owes = True
 
     def _forget_shared(self, fd: int, watched: bool) -> None:
         # epoll forgets a socket with its last descriptor, and would report this one under a number
@@ -175,47 +181,66 @@ class Poller(selectors.BaseSelector):
     def again(self, who: Resumable) -> None:
         """Give `who` another turn, after everybody who is ready now."""
         self._again.append(who)
+        self._owes = True
 
     def last(self, who: Last) -> None:
         """Call `who.come_last()` at the end of this batch. Only from within `on_event`."""
         self._last.append(who)
+        self._owes = True
 
     # --- what the event loop needs
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Handle what happens in the next `timeout` seconds, or until there is something for asyncio."""
-        if timeout is not None and timeout < 0:
-            timeout = 0.0
-        until = math.inf if timeout is None else time.monotonic() + timeout
-        self._asyncio_is_ready = self.wanted = False
-        handlers = self.handlers
+        poll, clock, handlers = self._epoll.poll, time.monotonic, self.handlers
+        wait = _LONGEST_S if timeout is None else max(timeout, 0.0)
+        until = clock() + wait
+        self._asyncio_is_ready = self._is_wanted = False
+        self._in_batch = True
+        if self._again:
+            wait = 0.0
         while True:
-            events = self._epoll.poll(0.0 if self._again else timeout, _BATCH)
-            self.now = now = time.monotonic()
-            self._in_batch = True
+            events = poll(wait, _BATCH)
+            self.now = now = clock()
+            self.batches += 1
             for fd, mask in events:
                 on_event = handlers[fd]
                 try:
                     on_event(mask)
                 except Exception:
                     _crashed(on_event.__self__)
-            if len(events) > self._asyncio_is_ready:
-                self.batches += 1
+            if self._owes:
+                self._settle()
+                if self._is_wanted:
+                    break
+            wait = until - now
+            if wait <= 0:
+                break
             if self._again:
-                self._take_turns()
-            self._in_batch = False
-            if self._retired:
-                for sock in self._retired:
-                    sock.close()
-                self._retired.clear()
-            if self._last:
-                self._let_the_last_come()
-            if self.wanted:
-                return self._asyncio.select(0) if self._asyncio_is_ready else []
-            if timeout is not None:
-                timeout = until - now
-                if timeout <= 0:
-                    return []
+                wait = 0.0
+        if len(events) == self._asyncio_is_ready:
+            self.batches -= 1
+        self._in_batch = False
+        return self._asyncio.select(0) if self._asyncio_is_ready else []
+
+    def want(self) -> None:
+        """Come back to the event loop at the end of this batch: it has something to do."""
+        self._is_wanted = self._owes = True
+
+    def _settle(self) -> None:
+        """What was put off to the end of the batch."""
+        if self._again:
+            self._take_turns()
+        self._close_retired()
+        if self._last:
+            self._let_the_last_come()
+            self._close_retired()
+        self._owes = bool(self._again)
+
+    def _close_retired(self) -> None:
+        for sock in self._retired:
+            sock.close()
+        self._retired.clear()
 
     def _take_turns(self) -> None:
         again = self._again
@@ -236,7 +261,8 @@ class Poller(selectors.BaseSelector):
 
     def _tell_asyncio(self, events: int) -> None:
         """One of asyncio's descriptors is ready."""
-        self._asyncio_is_ready = self.wanted = True
+        self._asyncio_is_ready = True
+        self.want()
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         """Watch a descriptor of asyncio's."""
@@ -273,19 +299,19 @@ class RelayLoop(asyncio.SelectorEventLoop):
         self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """As every loop's."""
-        self.poller.wanted = True
+        self.poller.want()
         return super().call_soon(callback, *args, context=context)
 
     def call_at(
         self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """As every loop's; `call_later` comes here too."""
-        self.poller.wanted = True
+        self.poller.want()
         return super().call_at(when, callback, *args, context=context)
 
     def stop(self) -> None:
         """As every loop's."""
-        self.poller.wanted = True
+        self.poller.want()
         super().stop()
 
 

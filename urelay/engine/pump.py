@@ -220,7 +220,7 @@ class Direction:
             self._source_ended()
             return
         self.last = pump.poller.now
-        if self.count and not self.prompt:
+        if not self.prompt and self.count:
             self._be_prompt()
         try:
             sent = self.dst.send(pump.view[:size])
