@@ -72,6 +72,8 @@ OPEN, ENDED, OVER = range(3)
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
+_IN_AND_OUT = _IN | _OUT
+"""What a socket tells that has bytes, and room: most of all events"""
 BEHIND = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _DEAD = select.EPOLLHUP | select.EPOLLERR
 _RARE = select.EPOLLPRI | select.EPOLLERR
@@ -193,15 +195,16 @@ class Direction:
             self.back.resume()
             if self.state == OVER:
                 return
-        if events & BEHIND:
-            self.eager = events
-            if events & _RARE or self.state:
-                self._meet_trouble(events)
+        if events != _IN_AND_OUT:
+            if events & BEHIND:
+                self.eager = events
+                if events & _RARE or self.state:
+                    self._meet_trouble(events)
+                    return
+            elif not events & _IN:
                 return
-        elif not events & _IN or self.state:
-            return
-        if self.held:
-            # It waits for the destination, which will tell; more may arrive a thousand times.
+        # What is held waits for the destination, which will tell; more may arrive a thousand times.
+        if self.state or self.held:
             return
         if self.burst > 0:
             self._stream()
