@@ -85,6 +85,15 @@ class OneFlow(Flow):
         self._whom.flow_ended(bytes_up, bytes_down, end, error)
 
 
+class Placeholder:
+    """Stands for a socket until a direction does."""
+
+    def on_event(self, events: int) -> None:
+        raise AssertionError("nobody waits for this")
+
+    on_crash = on_event
+
+
 @dataclass
 class Run:
     """One relayed connection: the two peers, and how it ended."""
@@ -114,8 +123,12 @@ class Rig:
         idle_s: float = 0,
         small: int = 0,
         server_pair: tuple[socket.socket, socket.socket] | None = None,
+        connected: bool = True,
     ) -> Run:
-        """A flow between two fresh loopback connections; `small` bounds every kernel buffer, in bytes."""
+        """A flow between two fresh loopback connections; `small` bounds every kernel buffer, in bytes.
+
+        `connected`: by the short way, that of an upstream which has just connected, if nothing was read yet.
+        """
         client, inner = tcp_pair(small)
         server, outer = server_pair or tcp_pair(small)
         inner.setblocking(False)
@@ -124,7 +137,12 @@ class Rig:
         self.runs.append(run)
 
         def start() -> None:
-            OneFlow(run.ended).open(self.pump, inner, outer, idle_s, early_up=early, early_down=early_down)
+            flow = OneFlow(run.ended)
+            if connected and not early and not early_down:
+                self.poller.add(outer, Placeholder())
+                flow.open_connected(self.pump, inner, outer, idle_s)
+            else:
+                flow.open(self.pump, inner, outer, idle_s, early_up=early, early_down=early_down)
 
         self.thread.call(start)
         return run

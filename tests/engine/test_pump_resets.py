@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
+import termios
 import time
 from collections.abc import Callable
 
 import pytest
 
-from tests.engine.rig import Rig, pattern, read_all, read_until_reset, reset
+from tests.engine.rig import (
+    Ended,
+    OneFlow,
+    Placeholder,
+    Rig,
+    Run,
+    pattern,
+    read_all,
+    read_until_reset,
+    reset,
+    tcp_pair,
+)
 from urelay.engine.limits import Limits
 from urelay.engine.record import End
 
@@ -86,3 +100,28 @@ def test_both_sides_reset_at_once(rig: Rig) -> None:
 def pour(sock: socket.socket) -> None:
     while True:
         sock.sendall(bytes(10_000))
+
+
+def test_a_server_that_was_reset_before_anything_was_read_has_its_last_words_delivered(rig: Rig) -> None:
+    """The client takes them slowly, and was never heard of before: it must be told of room all the same."""
+    server, outer = tcp_pair()
+    last_words = pattern(1 << 17)
+    outer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+    server.sendall(last_words)
+    reset(server)
+    arrived = struct.unpack("i", fcntl.ioctl(outer, termios.FIONREAD, bytes(4)))[0]
+    assert arrived > 1 << 16
+    client, inner = tcp_pair(4096)
+    client.sendall(b"too late")
+    inner.setblocking(False)
+    outer.setblocking(False)
+    run = Run(client, server, Ended())
+    rig.runs.append(run)
+
+    def start() -> None:
+        rig.poller.add(outer, Placeholder())
+        OneFlow(run.ended).open_connected(rig.pump, inner, outer, 0)
+
+    rig.thread.call(start)
+    assert read_until_reset(client) == last_words[:arrived]
+    assert run.ended.wait().end is End.RESET

@@ -37,20 +37,25 @@ def test_stalled_readers_cost_a_burst_each_and_no_more() -> None:
         rig.close()
 
 
+@pytest.mark.parametrize("connected", [True, False])
+@pytest.mark.parametrize("downwards", [True, False])
 @pytest.mark.parametrize("resume", ["by the reader", "after a half-close"])
-def test_a_stalled_flow_goes_on_where_it_stopped(rig: Rig, resume: str) -> None:
-    run = rig.flow(small=16384)
-    sent = rig.stall(run.client)
+def test_a_stalled_flow_goes_on_where_it_stopped(
+    rig: Rig, resume: str, downwards: bool, connected: bool
+) -> None:
+    run = rig.flow(small=16384, connected=connected)
+    writer, reader = (run.server, run.client) if downwards else (run.client, run.server)
+    sent = rig.stall(writer)
     more = b"" if resume == "after a half-close" else pattern(1 << 18)[sent % (1 << 18) :]
     sent += len(more)
 
     def say() -> None:
-        run.client.setblocking(True)
-        run.client.sendall(more)
-        run.client.shutdown(socket.SHUT_WR)
+        writer.setblocking(True)
+        writer.sendall(more)
+        writer.shutdown(socket.SHUT_WR)
 
     saying = in_thread(say)
-    got = read_all(run.server)
+    got = read_all(reader)
     saying.join()
     assert len(got) == sent
     assert got == (pattern(1 << 18) * (sent // (1 << 18) + 1))[:sent]

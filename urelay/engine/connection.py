@@ -296,7 +296,7 @@ class Connection(SettingOut):
                 tries, bytes_up, bytes_down, relay.poller.now - self.started, end, error,
             ),
         )  # fmt: skip
-        relay.ended(self, record, bytes_up, bytes_down)
+        relay.ended(self, end, record, bytes_up, bytes_down)
         # It knows us: kept, the two would wait for the garbage collector.
         self.handshake = None
 

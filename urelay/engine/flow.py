@@ -2,7 +2,7 @@
 
 The pump moves bytes; whatever happens once in the life of a flow, or once a minute, is here. A flow
 ends once, in `finish`: both sockets are retired (reset, if that is what is owed), pipes are let go,
-the references between flow and directions are cut, so that nothing waits for the garbage collector,
+the circle of references is cut, so that nothing waits for the garbage collector,
 and `ended` is told. A flow is a base class because a connection *becomes* one: one object from accept
 to the end, with one place on the wheel.
 """
@@ -13,8 +13,10 @@ import errno
 import os
 import select
 import socket
+from select import EPOLLIN
 from typing import TYPE_CHECKING
 
+from urelay.engine.poller import EDGE, EDGE_IN
 from urelay.engine.pump import BEHIND, OVER, Direction, Pump
 from urelay.engine.record import End
 from urelay.engine.tcp import keep_alive, reset_on_close, unacknowledged, unheard_for
@@ -63,8 +65,9 @@ class Flow:
         yet; the listener's clients inherit it. When the kernel will not watch another socket
         the flow ends at once.
         """
-        self._begin(pump, client, upstream, idle_s, delayed)
-        up, down = self.up, self.down
+        up = Direction(self, pump, client, upstream, pump.poller.now, not delayed)
+        down = Direction(self, pump, upstream, client, pump.poller.now, True)
+        self._begin(pump, up, down, idle_s)
         if early_up:
             up.begin_with(early_up)
         if early_down:
@@ -77,23 +80,29 @@ class Flow:
 
     def open_connected(self, pump: Pump, client: SocketType, upstream: SocketType, idle_s: float) -> None:
         """`open` as it nearly always is: the upstream is watched and has told only that it connected, the
-        client is new to the poller, and nothing was read of either."""
-        self._begin(pump, client, upstream, idle_s, True)
-        poller = pump.poller
-        poller.handlers[upstream.fileno()] = self.down.on_event  # type: ignore[assignment]
-        try:
-            poller.add(client, self.up)
-        except OSError as error:
-            self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
+        client is new to the poller, and nothing was read of either.
 
-    def _begin(
-        self, pump: Pump, client: SocketType, upstream: SocketType, idle_s: float, delayed: bool
-    ) -> None:
-        now = self._opened = pump.poller.now
-        self.up = up = Direction(self, pump, client, upstream, now, not delayed)
-        self.down = down = Direction(self, pump, upstream, client, now, True)
+        Most clients speak first, and what they say is there by now: read at once, it costs no event. So the
+        client is watched without EPOLLOUT, which it could tell of right away, until there is need.
+        """
+        poller = pump.poller
+        up = Direction(self, pump, client, upstream, poller.now, False)
+        down = Direction(self, pump, upstream, client, poller.now, False)
+        self._begin(pump, up, down, idle_s)
+        poller.handlers[upstream.fileno()] = down.on_event  # type: ignore[assignment]
+        up.on_event(EPOLLIN)
+        if up.state != OVER:
+            try:
+                poller.add(client, up, EDGE if down.ready else EDGE_IN)
+            except OSError as error:
+                self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
+
+    def _begin(self, pump: Pump, up: Direction, down: Direction, idle_s: float) -> None:
         up.back = down
         down.back = up
+        self.up = up
+        self.down = down
+        now = self._opened = pump.poller.now
         self.reset_by = 0.0
         self._pump = pump
         self._idle_s = idle_s
@@ -203,7 +212,8 @@ class Flow:
             pump.wheel.cancel(self)
         else:
             pump.wheel.young.pop(self, None)
-        del up.back, up.flow, down.back, down.flow, self.up, self.down
+        # What is left of the references between the three holds no circle.
+        del up.back, self.up, self.down
         self.ended(end, error, up.count, down.count)
 
     def _side(self, sock: SocketType) -> str:

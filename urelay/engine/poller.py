@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 EDGE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 """How a relayed socket is registered, once, and never re-armed"""
+EDGE_IN = EDGE & ~select.EPOLLOUT
+"""How one is registered of which nobody needs to hear that there is room"""
 
 _BATCH = 40
 """Events a wait: as many as the interpreter finds room for without asking the C library"""
@@ -132,6 +134,12 @@ class Poller(selectors.BaseSelector):
         fd = sock.fileno()
         self._epoll.register(fd, events)
         self.handlers[fd] = handler.on_event  # type: ignore[assignment]
+
+    def tell_of_room(self, sock: SocketType) -> None:
+        """Watch as EDGE does from now on, if it is watched: what it is ready for is reported again."""
+        fd = sock.fileno()
+        if fd in self.handlers:
+            self._epoll.modify(fd, EDGE)
 
     def assign(self, sock: SocketType, handler: Handler) -> None:
         """Let another handler stand for a watched socket; it must look for itself what is ready."""

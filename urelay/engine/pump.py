@@ -77,6 +77,7 @@ _IN_AND_OUT = _IN | _OUT
 BEHIND = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _DEAD = select.EPOLLHUP | select.EPOLLERR
 _RARE = select.EPOLLPRI | select.EPOLLERR
+_EOF = End.EOF
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 _LONGEST_CHECK_S = 60.0
@@ -154,18 +155,17 @@ class Direction:
     """Bytes one way. It stands for its source in the poller."""
 
     __slots__ = (
-        "back", "burst", "count", "dst", "eager", "errno", "flow", "held", "last", "pipe", "prompt", "pump",
+        "back", "burst", "count", "dst", "eager", "errno", "flow", "held", "last", "pipe", "pump", "ready",
         "rest", "src", "state",
     )  # fmt: skip
 
     back: Direction
-    """The other way; unset when the flow is over"""
+    """The other way"""
     flow: Flow
-    """Unset when the flow is over"""
     rest: bytes | memoryview
 
     def __init__(
-        self, flow: Flow, pump: Pump, src: SocketType, dst: SocketType, now: float, prompt: bool
+        self, flow: Flow, pump: Pump, src: SocketType, dst: SocketType, now: float, ready: bool
     ) -> None:
         self.flow = flow
         self.pump = pump
@@ -185,9 +185,8 @@ class Direction:
         """The first error of `src`"""
         self.last = now
         """Loop time of the last progress"""
-        self.prompt = prompt
-        """Whether `dst` sends small bursts at once. Nagle's rule holds back none but the second and later
-        ones, so a connection that says one thing need not pay the system call that switches it off"""
+        self.ready = ready
+        """Whether `dst` is prepared for more than one small burst: see `_prepare_destination`"""
 
     def on_event(self, events: int) -> None:
         """`src` is ready for something."""
@@ -223,8 +222,8 @@ class Direction:
             self._source_ended()
             return
         self.last = pump.poller.now
-        if not self.prompt and self.count:
-            self._be_prompt()
+        if not self.ready and self.count:
+            self._prepare_destination()
         try:
             sent = self.dst.send(pump.view[:size])
         except BlockingIOError:
@@ -238,7 +237,7 @@ class Direction:
         elif size == BUFFER_BYTES:
             if not self.burst:
                 self.burst = FIRST_BURST
-                self._be_prompt()
+                self._prepare_destination()
             pump.poller.again(self)
         elif self.eager:
             pump.poller.again(self)
@@ -375,10 +374,18 @@ class Direction:
         self._stop_splicing()
         return self._flush()
 
-    def _be_prompt(self) -> None:
-        if not self.prompt:
-            self.prompt = True
-            be_prompt(self.dst)
+    def _prepare_destination(self) -> None:
+        """Have it send small bursts at once, and tell of room, if it does not.
+
+        Nagle's rule holds back none but the second and later bursts, and a kernel has room for the first: so
+        a connection that says one thing each way need not pay these system calls.
+        """
+        if not self.ready:
+            self.ready = True
+            if self is self.flow.up:
+                be_prompt(self.dst)
+            else:
+                self.pump.poller.tell_of_room(self.dst)
 
     def _keep_urgent_data_in_place(self) -> None:
         self.src.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
@@ -399,7 +406,7 @@ class Direction:
     def _hold(self, rest: memoryview) -> None:
         """Keep what a copy could not deliver. The buffer is everybody's, so it must be emptied now."""
         self.held = len(rest)
-        self._be_prompt()
+        self._prepare_destination()
         pipe = self.pump.pipes.take() if len(rest) >= _PIPED_REST else None
         if pipe is not None:
             # An empty pipe of 64 KiB or more takes a whole buffer; else it goes, bytes and all.
@@ -427,7 +434,7 @@ class Direction:
     def _has_died(self, events: int) -> None:
         """It had said its last word, and now takes none either."""
         if self.src.family == socket.AF_UNIX and not events & select.EPOLLERR:
-            self.flow.finish(End.EOF)
+            self.flow.finish(_EOF)
         else:
             self._source_broke(self.src.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
@@ -438,7 +445,7 @@ class Direction:
             return
         self.state = ENDED
         if self.back.state:
-            self.flow.finish(End.EOF)
+            self.flow.finish(_EOF)
             return
         try:
             self.dst.shutdown(socket.SHUT_WR)

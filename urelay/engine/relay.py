@@ -228,7 +228,7 @@ class Relay:
         self._farewells.add(farewell)
         farewell.begin(watched, self.poller.now + self.limits.farewell_s)
 
-    def ended(self, connection: Connection, record: Record, bytes_up: int, bytes_down: int) -> None:
+    def ended(self, connection: Connection, end: End, record: Record, bytes_up: int, bytes_down: int) -> None:
         """A connection is over, and moved so many bytes."""
         self._connections.discard(connection)
         if self._sources is not None:
@@ -237,7 +237,7 @@ class Relay:
                 self._sources = None
         if connection.handshake is not None:
             self.handshaking.pop(connection, None)
-        self._ended[record.end] += 1
+        self._ended[end] += 1
         self._bytes_up += bytes_up
         self._bytes_down += bytes_down
         if self._paused and self._resume_timer is None:
