@@ -4,7 +4,7 @@ Made by hand and not from a dictionary: a line is written for every connection, 
 encoder it costs a tenth of a short connection. What makes that safe is that three kinds of text
 occur: those we made ourselves (addresses, numbers, digests, words of the language), which need no
 escaping; those that connections to one place repeat (routes, upstreams, names), which are encoded once
-and kept as a template; and errors, which go through the encoder each time.
+and kept; and errors, which go through the encoder each time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from urelay.net.address import Endpoint, address_text, printable
+from urelay.engine.record import End
+from urelay.net.address import Address, Endpoint, address_text, printable
 
 if TYPE_CHECKING:
     from urelay.engine.record import Record
@@ -28,35 +29,38 @@ _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
 
 class _Form(NamedTuple):
-    """What the lines of one decision, listener, destination and way have in common."""
+    """What the lines of one decision, listener, destination and way have in common, as JSON."""
 
-    decision: Decision | None
-    """Kept, so that its id is not given to another one"""
-    template: str
-    """The line, to be filled in with: second, millisecond, id, source, bytes up, bytes down,
-    milliseconds, end, error"""
+    head: str
+    """Between the id and the source"""
+    middle: str
+    """Between the source and the bytes"""
+    tail: str
+    """Behind the error"""
     log: str
     """How much the route wants logged: `end`, `full` or `off`"""
+    decision: Decision | None
+    """Kept, so that its id is not given to another one"""
 
 
 def line(record: Record) -> str:
     """The line of one connection, with its newline; empty if its route wants none."""
     number, ts, listener, client, asked, _, decision, way, _, up, down, duration_s, end, error = record
     form = _known.get((id(decision), listener, asked, way)) or _learn(decision, listener, asked, way)
-    if form.log == "off":
+    head, middle, tail, log, _ = form
+    if log == "off":
         return ""
-    if client is None:
-        source = "null"
-    else:
+    source = "null"
+    if client is not None:
         host, port = client
-        text = address_text(host)
-        source = f'"[{text}]:{port}"' if ":" in text else f'"{text}:{port}"'
+        source = f'{_from(host)}{port}"'
     seconds = int(ts)
-    text = form.template % (
-        _second(seconds), (ts - seconds) * 1000, number, source, up, down, duration_s * 1000 + 0.5, end,
-        "null" if error is None else _error(error),
-    )  # fmt: skip
-    return text if form.log != "full" else _in_full(text, record)
+    moment = f"{_second(seconds)}.{_MILLISECONDS[int((ts - seconds) * 1000)]}"
+    text = (
+        f'{{"ts":"{moment}Z","id":{number}{head}{source}{middle}{up},"bytes_down":{down},"duration_ms":'
+        f"{int(duration_s * 1000 + 0.5)}{_ENDS[end]}{'null' if error is None else _error(error)}{tail}"
+    )
+    return text if log != "full" else _in_full(text, record)
 
 
 def _in_full(text: str, record: Record) -> str:
@@ -67,7 +71,7 @@ def _in_full(text: str, record: Record) -> str:
 def _learn(
     decision: Decision | None, listener: str, asked: Endpoint | None, way: Endpoint | str | None
 ) -> _Form:
-    form = _Form(decision, _template(decision, listener, asked, way), _log_of(decision))
+    form = _form(decision, listener, asked, way)
     if decision is None or decision.destination is None:
         # Made when the table was compiled; one with a destination was made for a single connection.
         if len(_known) >= _MOST_KNOWN:
@@ -76,13 +80,9 @@ def _learn(
     return form
 
 
-def _log_of(decision: Decision | None) -> str:
-    return "end" if decision is None else decision.settings.log
-
-
-def _template(
+def _form(
     decision: Decision | None, listener: str, asked: Endpoint | None, way: Endpoint | str | None
-) -> str:
+) -> _Form:
     name = port = destination = "null"
     if asked is not None:
         port = str(asked.port)
@@ -91,33 +91,39 @@ def _template(
         else:
             destination = f'"{address_text(asked.host)}"'
     policy = outcome = route = upstream = "null"
-    end = ""
+    tail, log = "", "end"
     if decision is not None:
         policy, outcome = _encode(decision.policy), _encode(decision.outcome.value)
         route = _encode(None if decision.route is None else str(decision.route))
         upstream = _encode(decision.upstream)
+        log = decision.settings.log
         if decision.settings.tag is not None:
-            end += f',"tag":{_encode(decision.settings.tag)}'
+            tail += f',"tag":{_encode(decision.settings.tag)}'
         if decision.wall is not None:
-            end += f',"wall":{_encode(str(decision.wall))}'
-        if decision.settings.log == "full":
-            end += f',"table":{_encode(decision.table)}'
+            tail += f',"wall":{_encode(str(decision.wall))}'
+        if log == "full":
+            tail += f',"table":{_encode(decision.table)}'
     dialed = _encode(None if way is None else str(way))
-    to = f'"destination":{destination},"name":{name},"port":{port}'
-    by = f'"outcome":{outcome},"route":{route},"upstream":{upstream},"dialed":{dialed}'
-    return (
-        f'{{"ts":"%s.%03dZ","id":%d,"policy":{_literal(policy)},"listener":{_literal(_encode(listener))},'
-        f'"source":%s,{_literal(to)},{_literal(by)},"bytes_up":%d,"bytes_down":%d,"duration_ms":%d,'
-        f'"end":"%s","error":%s{_literal(end)}}}\n'
+    head = f',"policy":{policy},"listener":{_encode(listener)},"source":'
+    middle = (
+        f',"destination":{destination},"name":{name},"port":{port},"outcome":{outcome},"route":{route},'
+        f'"upstream":{upstream},"dialed":{dialed},"bytes_up":'
     )
-
-
-def _literal(text: str) -> str:
-    """What `%` makes `text` of."""
-    return text.replace("%", "%%")
+    return _Form(head, middle, tail + "}\n", log, decision)
 
 
 _known: dict[tuple[int, str, Endpoint | None, Endpoint | str | None], _Form] = {}
+
+
+_ENDS = {end: f',"end":"{end.value}","error":' for end in End}
+_MILLISECONDS = tuple(f"{number:03}" for number in range(1000))
+
+
+@functools.lru_cache(maxsize=4096)
+def _from(host: Address) -> str:
+    """The source before its port."""
+    text = address_text(host)
+    return f'"[{text}]:' if ":" in text else f'"{text}:'
 
 
 def _error(text: str) -> str:
