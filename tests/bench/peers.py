@@ -29,7 +29,7 @@ from tests.bench.recipes import WORK, descriptors
 from tests.bench.rounds import PARTS, Scale, measure, medians, start_all
 from tests.bench.stage import Running, Stage
 
-FULL = Scale(rounds=5, seconds=1.0, pings=5000)
+FULL = Scale(rounds=15, seconds=0.4, pings=2000)
 QUICK = Scale(rounds=3, seconds=0.5, pings=2000)
 
 
@@ -83,7 +83,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--only", type=_names, default=[], metavar="NAMES", help="these; `urelay` is all of urelay"
     )
     parser.add_argument("--measure", type=_measures, default=list(PARTS), metavar=",".join(PARTS))
-    parser.add_argument("--rounds", type=_count, metavar="N", help="the default is 5")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="the default is 15")
     parser.add_argument("--quick", action="store_true", help="3 short rounds: for a look, not for the record")
     parser.add_argument("--held", type=_count, default=9000, metavar="N", help="idle connections (9000)")
     parser.add_argument("--json", type=Path, default=WORK / "peers.json", metavar="FILE")

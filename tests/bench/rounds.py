@@ -1,7 +1,7 @@
 """The rounds: every contender measured once in each, in another order.
 
 So whatever else the machine does falls on all of them, and a median of the rounds is worth comparing with
-another of the same run. Relay CPU is what the contender's control group was charged while the job ran.
+another of the same run. Rounds are short and many: a shared machine is slower for seconds on end. Relay CPU is what the contender's control group was charged while the job ran.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from tests.bench.stage import Failed, Running, Stage, one_line
 
 Row = dict[str, float]
 """What one round found out about one contender"""
+
+_IDLE_ROUNDS = 5
+"""What a connection takes of memory is the same in every round, and takes longest to find out"""
 
 Figures = dict[str, dict[str, Row]]
 """The medians of a contender's rows, by part"""
@@ -48,14 +51,15 @@ def measure(
 ) -> dict[str, dict[str, list[Row]]]:
     """The rows of each contender, by part. Whoever fails is named in `lacking` and out of that part.
 
-    Idle memory comes last, since it starts everybody anew.
+    Idle memory comes last, since it starts everybody anew, and not more often than five times.
     """
     found: dict[str, dict[str, list[Row]]] = {one.contender.name: {} for one in running}
     parts = [part for name in names for part in PARTS[name]]
     alive = list(running)
     shuffle = random.Random(0).shuffle
     for group in ([part for part in parts if part != "idle"], [part for part in parts if part == "idle"]):
-        for part in group * scale.rounds:
+        most = _IDLE_ROUNDS if "idle" in group else scale.rounds
+        for part in group * min(most, scale.rounds):
             shuffle(alive)
             for one in [*alive]:
                 name = one.contender.name

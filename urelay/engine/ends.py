@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _INET = int(socket.AF_INET)
 _INET6 = int(socket.AF_INET6)
+_UNIX = int(socket.AF_UNIX)
+_new = tuple.__new__
 
 
 @functools.lru_cache(maxsize=4096)
@@ -39,7 +41,11 @@ def endpoint_of(family: int, address: object) -> Endpoint | None:
 
 def own_end(sock: SocketType) -> Endpoint | None:
     """The local address of a socket, unmapped; None for a unix socket."""
-    return endpoint_of(sock.family, sock.getsockname())
+    if sock.family == _UNIX:
+        return None
+    address = sock.getsockname()
+    # Not Endpoint(…), whose __new__ is a function of Python's: this is asked for every client's destination.
+    return _new(Endpoint, (packed(address[0]), address[1]))
 
 
 def far_end(sock: SocketType) -> Endpoint | None:

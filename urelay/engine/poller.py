@@ -207,10 +207,11 @@ class Poller(selectors.BaseSelector):
         self._in_batch = True
         if self._again:
             wait = 0.0
+        batches = 0
         while True:
             events = poll(wait, _BATCH)
             self.now = now = clock()
-            self.batches += 1
+            batches += 1
             for fd, mask in events:
                 on_event = handlers[fd]
                 try:
@@ -224,10 +225,10 @@ class Poller(selectors.BaseSelector):
             wait = until - now
             if wait <= 0:
                 break
-            if self._again:
+            if self._owes:
+                # Somebody gave up a turn, and is to have another.
                 wait = 0.0
-        if len(events) == self._asyncio_is_ready:
-            self.batches -= 1
+        self.batches += batches - (len(events) == self._asyncio_is_ready)
         self._in_batch = False
         return self._asyncio.select(0) if self._asyncio_is_ready else []
 
