@@ -1,7 +1,8 @@
 """The rounds: every contender measured once in each, in another order.
 
 So whatever else the machine does falls on all of them, and a median of the rounds is worth comparing with
-another of the same run. Rounds are short and many: a shared machine is slower for seconds on end. Relay CPU is what the contender's control group was charged while the job ran.
+another of the same run. Rounds are short and many: a shared machine is slower for seconds on end. Relay CPU
+is what the contender's control group was charged while the job ran.
 """
 
 from __future__ import annotations
