@@ -1,6 +1,7 @@
 """Programs that socketbox-preload and u-relay-tproxy make talk to us, by the LD_PRELOAD libraries themselves.
 
-What the libraries do to a connection, byte for byte, is tested without them in services/test_family.
+What the libraries do to a connection, byte for byte, is tested without them in services/test_family. Socket
+Enhancer is loaded into the relay instead, and gives its connections the address they leave from.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tests.conftest import origin
 from tests.e2e import peers
 from tests.e2e.conftest import Serve
 from tests.e2e.family import SERVER, get, run, web_box
+from tests.e2e.relay import Urelay
 from tests.e2e.rig import Namespace, Network, until
 
 pytestmark = pytest.mark.netns
@@ -234,3 +236,34 @@ def test_type_5_announces_two_destinations(
     assert got == "server"
     (record,) = relay.records(1)
     assert (record["name"] or record["destination"], record["port"]) == destination
+
+
+# --- Socket Enhancer: 36
+
+
+@pytest.mark.origin("socket-enhancer")
+@pytest.mark.parametrize(
+    ("options", "source"),
+    [("connect 5s", "192.0.2.7"), ("source 192.0.2.8", "192.0.2.8")],
+    ids=["theirs", "ours"],
+)
+def test_our_connections_leave_from_where_it_says_unless_the_policy_does(
+    net: Network, stack: ExitStack, tmp_path: Path, options: str, source: str
+) -> None:
+    box = net.namespace("box")
+    for address in (SERVER, "192.0.2.7", "192.0.2.8"):
+        box.address("lo", f"{address}/32")
+    server = stack.enter_context(peers.Server(box.listen(SERVER, PORT), peers.web("server")))
+    policy = tmp_path / "site.urr"
+    policy.write_text(
+        f"listen web = forward 127.0.0.1:1080 to {SERVER}:{PORT}\n"
+        f"upstream out = direct {{ {options} }}\n"
+        f"match {SERVER} -> via out\n"
+    )
+    library = str(origin("socket-enhancer"))
+    loaded = {"LD_PRELOAD": library, "SOCKET_ENHANCER_CONFIG": "ipv4=192.0.2.7"}
+    relay = Urelay(policy, box, env=loaded)
+    stack.callback(relay.stop)
+    relay.ready()
+    assert get(box.connect("127.0.0.1", 1080)) == b"server"
+    assert server.hosts() == [source]
