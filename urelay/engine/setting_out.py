@@ -29,7 +29,7 @@ from urelay.engine.hand_over import hand_over, sender_to
 from urelay.engine.handshake import GONE, Handshake
 from urelay.engine.record import End
 from urelay.engine.session import DIRECT_SESSION, HandOver, Refuse, Session
-from urelay.engine.shortcut import Asking, Shortcut
+from urelay.engine.shortcut import Asking, Shortcut, text_of
 from urelay.errors import AddressError, DialError, Failure
 from urelay.net.address import Address, Endpoint
 
@@ -246,7 +246,7 @@ class SettingOut(Flow):
         relay = self.relay
         target = self._target
         assert shortcut.proxy is not None
-        self._tried((str(shortcut.dialed), f"{shortcut.proxy.name} to {target}"))
+        self._tried((text_of(shortcut.dialed), f"{shortcut.proxy.name} to {text_of(target)}"))
         asking = Asking(self, shortcut, upstream, target)
         try:
             if told is None:
@@ -258,7 +258,8 @@ class SettingOut(Flow):
             return
         # Later than the time to connect would have ended, or much sooner.
         self._until = until = relay.poller.now + self._rules.dialer.patience_s
-        relay.wheel.set(self, until)
+        if until < self.due:
+            relay.wheel.set(self, until)
         asking.on_event(0)
 
     def proxy_connected(self, told: int, early_down: bytes) -> None:

@@ -12,6 +12,7 @@ way, urelay.engine.dial.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import types
@@ -100,6 +101,12 @@ class Shortcuts:
         return Shortcut(*sockaddr(upstream.endpoint), upstream.endpoint, upstream, login)
 
 
+@functools.lru_cache(maxsize=4096)
+def text_of(place: Endpoint | str) -> str:
+    """What is dialled, as text: one of a few, as a rule."""
+    return str(place)
+
+
 class Asking:
     """A proxy that is being asked. It stands for the proxy's socket in the poller meanwhile."""
 
@@ -160,6 +167,15 @@ class _Stream(proxies.Stream):
             self.emptied = len(self.early) < _READ_BYTES
         piece, self.early = self.early[:max_bytes], self.early[max_bytes:]
         return piece
+
+
+    async def read_exactly(self, n: int) -> bytes:
+        # A reply comes whole, as a rule, and is taken bit by bit.
+        early = self.early
+        if len(early) < n:
+            return await super().read_exactly(n)
+        self.early = early[n:]
+        return early[:n]
 
 
 @types.coroutine
