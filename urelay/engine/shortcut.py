@@ -168,7 +168,6 @@ class _Stream(proxies.Stream):
         piece, self.early = self.early[:max_bytes], self.early[max_bytes:]
         return piece
 
-
     async def read_exactly(self, n: int) -> bytes:
         # A reply comes whole, as a rule, and is taken bit by bit.
         early = self.early
