@@ -49,9 +49,9 @@ _Ts = TypeVarTuple("_Ts")
 log = logging.getLogger(__name__)
 
 EDGE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
-"""How a relayed socket is registered, once, and never re-armed"""
+"""How a relayed socket is registered; it is never re-armed"""
 EDGE_IN = EDGE & ~select.EPOLLOUT
-"""How one is registered of which nobody needs to hear that there is room"""
+"""How one is registered of which nobody needs to hear yet that there is room"""
 
 _BATCH = 40
 """Events a wait: as many as the interpreter finds room for without asking the C library"""
