@@ -3,9 +3,9 @@
 Theory of operation
 -------------------
 A *flow* is two *directions*, each with a source, a destination and what is held in between. The
-sockets are registered once, edge-triggered (a client that may stay short of words hears of room only
-from its second burst on): an event on a socket wakes the direction that reads it, and the one that
-writes it if that holds something.
+sockets are registered edge-triggered: an event on a socket wakes the direction that reads it, and the
+one that writes it if that holds something. They are never re-armed, but for one thing: whether a client
+has room is asked of the kernel only when there is a second burst for it, or the first does not fit.
 
 INVARIANT: nothing is read while something is held. So EAGAIN on reading always means that the
 source is empty, a stalled reader costs one burst and no more, and an end of file or an error is
