@@ -27,10 +27,10 @@ from tests.bench.cpu import Group
 from tests.bench.measure import Report, machine
 from tests.bench.recipes import WORK, descriptors
 from tests.bench.rounds import PARTS, Scale, measure, medians, start_all
-from tests.bench.stage import Running, Stage
+from tests.bench.stage import CONGESTION, Running, Stage
 
-FULL = Scale(rounds=15, seconds=0.4, pings=2000)
-QUICK = Scale(rounds=3, seconds=0.5, pings=2000)
+FULL = Scale(rounds=40, seconds=0.15, pings=1000)
+QUICK = Scale(rounds=5, seconds=0.15, pings=1000)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     scale = scale._replace(rounds=options.rounds or scale.rounds, held=options.held)
     report = Report()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # namespaces must not outlive us
-    with Stage() as stage:
+    with Stage((options.congestion,) if options.congestion else CONGESTION) as stage:
         lacking: dict[str, str] = {}
         running = start_all(stage, [one for one in ALL if _wanted(one, options.only)], lacking)
         head = header(stage, running)
@@ -71,7 +71,7 @@ def header(stage: Stage, running: Iterable[Running]) -> list[str]:
         f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, Linux {platform.release()}, {machine()}",
         ", ".join(f"{name} {told}" for name, told in versions.items()),
         f"relay on core {stage.relay_core}, {load} on core {stage.load_core}; for latency, all on one core",
-        f"relay CPU from {clock}; {descriptors():,} descriptors a process",
+        f"relay CPU from {clock}; {descriptors():,} descriptors a process; congestion control {stage.congestion}",
         f"urelay with {ROUTES:,} routes and an access log; the peers without a log",
     ]
 
@@ -83,8 +83,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--only", type=_names, default=[], metavar="NAMES", help="these; `urelay` is all of urelay"
     )
     parser.add_argument("--measure", type=_measures, default=list(PARTS), metavar=",".join(PARTS))
-    parser.add_argument("--rounds", type=_count, metavar="N", help="the default is 15")
-    parser.add_argument("--quick", action="store_true", help="3 short rounds: for a look, not for the record")
+    parser.add_argument("--rounds", type=_count, metavar="N", help=f"the default is {FULL.rounds}")
+    parser.add_argument("--quick", action="store_true", help="few rounds: for a look, not for the record")
+    parser.add_argument("--congestion", metavar="NAME", help="of TCP; the default is cubic, else reno")
     parser.add_argument("--held", type=_count, default=9000, metavar="N", help="idle connections (9000)")
     parser.add_argument("--json", type=Path, default=WORK / "peers.json", metavar="FILE")
     return parser.parse_args(arguments)

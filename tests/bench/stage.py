@@ -29,6 +29,10 @@ DESCRIPTORS = 250_000
 
 _FIRST_PORT = 8000
 
+CONGESTION = ("cubic", "reno")
+"""Linux's own default, and what every machine allows. Some machines' default is bbr, which sends at a pace by
+timers, on loopback too: then the timers are what is measured"""
+
 
 class Failed(Exception):
     """A contender that did not do what was asked; the message says what came instead."""
@@ -37,7 +41,11 @@ class Failed(Exception):
 class Stage:
     """The namespaces, the load, and the contenders started in them; leaving ends and removes them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, congestion: tuple[str, ...] = CONGESTION) -> None:
+        """`congestion`: TCP congestion controls, of which the first that is allowed is everybody's."""
+        self.congestion = ""
+        """The one that is used"""
+        self._wanted = congestion
         self._exits = contextlib.ExitStack()
         self._ports = itertools.count(_FIRST_PORT, 2)
         cores = sorted(os.sched_getaffinity(0))
@@ -104,7 +112,11 @@ class Stage:
         made = self._network.namespace(label)
         # Ports in TIME_WAIT may be used again after a second, or a fast relay would run out of them.
         for key, value in (("ip_local_port_range", "10000 65535"), ("tcp_tw_reuse", "1")):
-            made.run("sh", "-c", f"echo {value} >/proc/sys/net/ipv4/{key}")
+            _tune(made, key, value)
+        allowed = (one for one in self._wanted if _tune(made, "tcp_congestion_control", one))
+        self.congestion = next(allowed, "")
+        if not self.congestion:
+            raise Failed(f"the congestion control {' or '.join(self._wanted)} is not allowed here")
         if label == "lan":
             made.everything_is_local()
         elif label in ("host", "redsocks"):
@@ -202,6 +214,11 @@ class Running:
         if self.processes is not None:
             self.processes.close()
             self.processes = None
+
+
+def _tune(netns: Namespace, key: str, value: str) -> bool:
+    """Sets one of a namespace's settings of TCP; whether it may be set so."""
+    return netns.run("sh", "-c", f"echo {value} >/proc/sys/net/ipv4/{key}").returncode == 0
 
 
 def one_line(error: Exception) -> str:
