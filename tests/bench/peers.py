@@ -1,8 +1,8 @@
 """The relays side by side: connection rate, bulk, latency and idle memory, in one run.
 
-All contenders are up at once and take turns: every round measures each of them once, in another order,
-and a figure is the median of the rounds. So whatever else the machine does falls on all of them. A bar is
-a ratio between two contenders of the same run.
+All contenders are up at once and take turns: a round is a few short turns of each, in another order every
+time, and a figure is the median of the rounds. So whatever else the machine does falls on all of them. A bar
+is a ratio between two contenders of the same run.
 
 The relay has one core and the load (clients and servers) the other; for the latency of a single byte all are
 on the relay's core, or the time a sleeping core takes to wake would be most of what is seen.
@@ -29,8 +29,8 @@ from tests.bench.recipes import WORK, descriptors
 from tests.bench.rounds import PARTS, Scale, measure, medians, start_all
 from tests.bench.stage import CONGESTION, Running, Stage
 
-FULL = Scale(rounds=40, seconds=0.15, pings=1000)
-QUICK = Scale(rounds=5, seconds=0.15, pings=1000)
+FULL = Scale(rounds=8, turns=6, seconds=0.12, pings=1000)
+QUICK = FULL._replace(rounds=1)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,7 +71,8 @@ def header(stage: Stage, running: Iterable[Running]) -> list[str]:
         f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, Linux {platform.release()}, {machine()}",
         ", ".join(f"{name} {told}" for name, told in versions.items()),
         f"relay on core {stage.relay_core}, {load} on core {stage.load_core}; for latency, all on one core",
-        f"relay CPU from {clock}; {descriptors():,} descriptors a process; congestion control {stage.congestion}",
+        f"relay CPU from {clock}; {descriptors():,} descriptors a process",
+        f"TCP's congestion control is {stage.congestion}",
         f"urelay with {ROUTES:,} routes and an access log; the peers without a log",
     ]
 
@@ -84,7 +85,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--measure", type=_measures, default=list(PARTS), metavar=",".join(PARTS))
     parser.add_argument("--rounds", type=_count, metavar="N", help=f"the default is {FULL.rounds}")
-    parser.add_argument("--quick", action="store_true", help="few rounds: for a look, not for the record")
+    parser.add_argument("--quick", action="store_true", help="one round: for a look, not for the record")
     parser.add_argument("--congestion", metavar="NAME", help="of TCP; the default is cubic, else reno")
     parser.add_argument("--held", type=_count, default=9000, metavar="N", help="idle connections (9000)")
     parser.add_argument("--json", type=Path, default=WORK / "peers.json", metavar="FILE")

@@ -1,8 +1,9 @@
-"""The rounds: every contender measured once in each, in another order.
+"""The rounds: in each, every contender has some short turns, in another order each time.
 
 So whatever else the machine does falls on all of them, and a median of the rounds is worth comparing with
-another of the same run. Rounds are short and many: a shared machine is slower for seconds on end. Relay CPU
-is what the contender's control group was charged while the job ran.
+another of the same run. A round's figure is the mean of its turns: a shared machine is slower for seconds on
+end, and a median of single turns would be of the slow ones for one contender and of the fast ones for the
+next. Relay CPU is what the contender's control group was charged while the job ran.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ Figures = dict[str, dict[str, Row]]
 
 
 class Scale(NamedTuple):
-    """How much a round does."""
+    """How much is done."""
 
     rounds: int
+    turns: int
+    """Of each contender, in each round"""
     seconds: float
     pings: int
     flight: int = 64
@@ -52,30 +55,49 @@ def measure(
 ) -> dict[str, dict[str, list[Row]]]:
     """The rows of each contender, by part. Whoever fails is named in `lacking` and out of that part.
 
-    Idle memory comes last, since it starts everybody anew, and not more often than five times.
+    Idle memory comes last, since it starts everybody anew, and in no more than five rounds of one turn.
     """
     found: dict[str, dict[str, list[Row]]] = {one.contender.name: {} for one in running}
     parts = [part for name in names for part in PARTS[name]]
     alive = list(running)
-    shuffle = random.Random(0).shuffle
     for group in ([part for part in parts if part != "idle"], [part for part in parts if part == "idle"]):
-        most = _IDLE_ROUNDS if "idle" in group else scale.rounds
-        for part in group * min(most, scale.rounds):
-            shuffle(alive)
-            for one in [*alive]:
-                name = one.contender.name
+        rounds, turns = (_IDLE_ROUNDS, 1) if "idle" in group else (scale.rounds, scale.turns)
+        for part in group * min(rounds, scale.rounds):
+            for name, rows in _round(stage, alive, part, turns, scale, lacking).items():
+                found[name].setdefault(part, []).append(_means(rows))
+            for name in found:
                 if f"{name}, {part}" in lacking:
-                    continue
-                try:
-                    found[name].setdefault(part, []).append(_TAKE[part](stage, one, scale))
-                except Failed as error:
-                    lacking[f"{name}, {part}"] = one_line(error)
-                    del found[name][part]
-                    try:
-                        one.restart()
-                    except Failed:
-                        alive.remove(one)
+                    found[name].pop(part, None)
     return found
+
+
+_shuffle = random.Random(0).shuffle
+
+
+def _round(
+    stage: Stage, alive: list[Running], part: str, turns: int, scale: Scale, lacking: dict[str, str]
+) -> dict[str, list[Row]]:
+    """What each turn of a round found; whoever cannot be started again leaves `alive`."""
+    rows: dict[str, list[Row]] = {}
+    for _ in range(turns):
+        _shuffle(alive)
+        for one in [*alive]:
+            name = one.contender.name
+            if f"{name}, {part}" in lacking:
+                continue
+            try:
+                rows.setdefault(name, []).append(_TAKE[part](stage, one, scale))
+            except Failed as error:
+                lacking[f"{name}, {part}"] = one_line(error)
+                try:
+                    one.restart()
+                except Failed:
+                    alive.remove(one)
+    return rows
+
+
+def _means(rows: Sequence[Row]) -> Row:
+    return {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
 
 
 def _rate(stage: Stage, one: Running, scale: Scale) -> Row:

@@ -19,7 +19,7 @@ from tests.bench.recipes import Missing, Recipe, Site
 from tests.bench.rounds import PARTS, Figures, Scale, measure, medians, start_all
 from tests.bench.stage import Stage
 
-BRIEF = Scale(rounds=1, seconds=0.05, pings=50, flight=4, held=20)
+BRIEF = Scale(rounds=1, turns=1, seconds=0.05, pings=50, flight=4, held=20)
 
 _URELAY = [one for one in ALL if one.package == "urelay"]
 
