@@ -149,8 +149,7 @@ class Rig:
 
     def directions(self) -> list[Direction]:
         """Every direction that the poller knows."""
-        owners = [each.__self__ for each in self.poller.handlers.values()]
-        return [each for each in owners if isinstance(each, Direction)]
+        return [each for each in self.poller.handlers.values() if isinstance(each, Direction)]
 
     def held(self) -> list[int]:
         """What each direction holds, in bytes."""

@@ -20,7 +20,8 @@ from urelay.lang.source import Origin
 from urelay.net.address import Endpoint, parse_host
 from urelay.policy.model import Outcome, RouteSettings
 from urelay.services import access_log
-from urelay.services.access_log import AccessLog, line, open_sink
+from urelay.services.access_log import AccessLog, open_sink
+from urelay.services.log_line import lines
 from urelay.services.sink import Sink
 from urelay.table.decision import Decision
 
@@ -69,6 +70,10 @@ def in_a_loop(path: Path, say: Callable[[AccessLog], Coroutine[None, None, None]
 
     asyncio.run(run())
     return path.read_text("ascii").splitlines()
+
+
+def line(one: Record) -> str:
+    return lines([one])
 
 
 def test_the_keys_are_those_promised_and_in_that_order() -> None:
@@ -180,8 +185,41 @@ def test_all_is_written_when_it_is_closed_and_in_order(tmp_path: Path) -> None:
         for number in range(3000):
             log.write(record(number=number))
 
-    lines = in_a_loop(tmp_path / "access.jsonl", say)
-    assert [json.loads(one)["id"] for one in lines] == list(range(3000))
+    written = in_a_loop(tmp_path / "access.jsonl", say)
+    assert [json.loads(one)["id"] for one in written] == list(range(3000))
+
+
+SOURCES = [
+    (Endpoint(parse_host("192.168.7.9"), 40112), "192.168.7.9:40112"),
+    (Endpoint(parse_host("2001:db8::9"), 40112), "[2001:db8::9]:40112"),
+    (("192.168.7.9", 40112), "192.168.7.9:40112"),
+    (("::ffff:192.168.7.9", 40112, 0, 0), "192.168.7.9:40112"),
+    (("fe80::1%lo", 40112, 0, 1), "[fe80::1]:40112"),
+    ("", None),
+    (None, None),
+]
+"""Clients as accept(2) or a PROXY header tells of them, and what the log calls them"""
+
+
+@pytest.mark.parametrize(("client", "source"), SOURCES)
+def test_a_source_is_written_the_same_however_it_was_told(client: object, source: str | None) -> None:
+    one = record()._replace(client=client)
+    assert json.loads(line(one))["source"] == one.source == source
+
+
+def test_more_sources_than_are_remembered_are_written_too() -> None:
+    hosts = [f"10.0.{number >> 8}.{number & 255}" for number in range(5000)]
+    written = lines(record()._replace(client=(host, 9)) for host in [*hosts, hosts[0]])
+    assert [json.loads(one)["source"] for one in written.splitlines()] == [
+        f"{one}:9" for one in [*hosts, hosts[0]]
+    ]
+
+
+def test_a_record_that_cannot_be_written_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    broken = record(number=2)._replace(bytes_up=None, duration_s="long")
+    written = lines([record(number=1), broken, record(number=3)])
+    assert [json.loads(one)["id"] for one in written.splitlines()] == [1, 3]
+    assert "the record of connection 2 was lost" in caplog.text
 
 
 def test_a_route_that_says_log_off_is_not_logged(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import time
 from socket import SocketType
 from typing import TYPE_CHECKING
 
-from urelay.engine.ends import endpoint_of, packed, sockaddr
+from urelay.engine.ends import endpoint_of, sockaddr
 from urelay.engine.handshake import Handshake
 from urelay.engine.loops import is_our_own
 from urelay.engine.record import End, Record
@@ -181,12 +181,11 @@ class Connection(SettingOut):
         self.asked = asked
         address = self.address
         # By far the most are clients with an address of their own.
-        if self.handshake is None and isinstance(address, tuple):
-            source: Address | None = packed(address[0])
-        else:
-            source = self._source
-        host, port = asked
-        decision, target, family, destination, port = self._rules.plan(host, port, source, self.acceptor.name)
+        plain = self.handshake is None and isinstance(address, tuple)
+        source: Address | str | None = address[0] if plain else self._source  # type: ignore[index]
+        rules = self._rules
+        question = (asked[0], asked[1], source, self.acceptor.name)
+        decision, target, family, destination, port = rules.plans.get(question) or rules.plan(question)
         if target is None:
             self.conclude(decision)
             return
@@ -270,11 +269,7 @@ class Connection(SettingOut):
         """It is over, and its client's socket closed or about to be: make its record."""
         relay = self.relay
         handshake = self.handshake
-        address = self.address
-        if handshake is None and isinstance(address, tuple):
-            peer: Endpoint | None = _new(Endpoint, (packed(address[0]), address[1]))
-        else:
-            peer = self.peer
+        client = self.address if handshake is None else self.peer
         if self._state is not FLOWING:
             relay.wheel.cancel(self)
         self._state = OVER
@@ -288,11 +283,11 @@ class Connection(SettingOut):
             task, handshake.task = handshake.task, None
             if task is not None and task is not asyncio.current_task(relay.loop):
                 task.cancel()
-        # Not Record(…), nor Endpoint(…), whose __new__ is a function of Python's that does just this.
+        # Not Record(…), whose __new__ is a function of Python's that does just this.
         record = _new(
             Record,
             (
-                self.id, self.ts, self.acceptor.name, peer, self.asked, user, self.decision, self._dialed,
+                self.id, self.ts, self.acceptor.name, client, self.asked, user, self.decision, self._dialed,
                 tries, bytes_up, bytes_down, relay.poller.now - self.started, end, error,
             ),
         )  # fmt: skip

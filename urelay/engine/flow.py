@@ -17,7 +17,7 @@ from select import EPOLLIN
 from typing import TYPE_CHECKING
 
 from urelay.engine.poller import EDGE, EDGE_IN
-from urelay.engine.pump import BEHIND, OVER, Direction, Pump
+from urelay.engine.pump import BEHIND, OPEN, OVER, Direction, Pump
 from urelay.engine.record import End
 from urelay.engine.tcp import keep_alive, reset_on_close, unacknowledged, unheard_for
 
@@ -39,9 +39,9 @@ class Flow:
     )  # fmt: skip
 
     up: Direction
-    """From the client; unset when the flow is over"""
+    """From the client; None when the flow is over"""
     down: Direction
-    """To the client; unset when the flow is over"""
+    """To the client; None when the flow is over"""
     slot: int
     due: float
 
@@ -65,9 +65,9 @@ class Flow:
         yet; the listener's clients inherit it. When the kernel will not watch another socket
         the flow ends at once.
         """
-        up = Direction(self, pump, client, upstream, pump.poller.now, not delayed)
-        down = Direction(self, pump, upstream, client, pump.poller.now, True)
-        self._begin(pump, up, down, idle_s)
+        up, down = self._begin(pump, client, upstream, idle_s)
+        up.ready = not delayed
+        down.ready = True
         if early_up:
             up.begin_with(early_up)
         if early_down:
@@ -86,10 +86,8 @@ class Flow:
         client is watched without EPOLLOUT, which it could tell of right away, until there is need.
         """
         poller = pump.poller
-        up = Direction(self, pump, client, upstream, poller.now, False)
-        down = Direction(self, pump, upstream, client, poller.now, False)
-        self._begin(pump, up, down, idle_s)
-        poller.handlers[upstream.fileno()] = down.on_event  # type: ignore[assignment]
+        up, down = self._begin(pump, client, upstream, idle_s)
+        poller.handlers[upstream.fileno()] = down
         up.on_event(EPOLLIN)
         if up.state != OVER:
             try:
@@ -97,20 +95,32 @@ class Flow:
             except OSError as error:
                 self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
 
-    def _begin(self, pump: Pump, up: Direction, down: Direction, idle_s: float) -> None:
-        up.back = down
-        down.back = up
-        self.up = up
-        self.down = down
-        now = self._opened = pump.poller.now
-        self.reset_by = 0.0
+    def _begin(
+        self, pump: Pump, client: SocketType, upstream: SocketType, idle_s: float
+    ) -> tuple[Direction, Direction]:
         self._pump = pump
         self._idle_s = idle_s
         self._kept_alive = False
+        self.reset_by = 0.0
+        self.up = up = Direction()
+        self.down = down = Direction()
+        up.back = down
+        down.back = up
+        up.flow = down.flow = self
+        up.pump = down.pump = pump
+        up.src = down.dst = client
+        up.dst = down.src = upstream
+        up.state = down.state = OPEN
+        up.count = down.count = up.held = down.held = up.burst = down.burst = 0
+        up.eager = down.eager = up.errno = down.errno = 0
+        up.pipe = down.pipe = None
+        up.ready = down.ready = False
+        up.last = down.last = self._opened = now = pump.poller.now
         # Who is young has a turn that comes in time for all but short timeouts.
         if self.slot or not self.due or idle_s < pump.first_look_s:
             look_s = pump.first_look_s
             pump.wheel.set(self, now + (idle_s if 0 < idle_s < look_s else look_s))
+        return up, down
 
     def _listen(self, direction: Direction, told: int | None) -> None:
         poller = self._pump.poller
@@ -166,7 +176,7 @@ class Flow:
 
     def on_crash(self) -> None:
         """End the flow, whatever state it is in."""
-        if hasattr(self, "up"):
+        if getattr(self, "up", None) is not None:
             self.reset_both(End.ERROR, "internal error")
 
     def reset_both(self, end: End, error: str | None) -> None:
@@ -212,8 +222,8 @@ class Flow:
             pump.wheel.cancel(self)
         else:
             pump.wheel.young.pop(self, None)
-        # What is left of the references between the three holds no circle.
-        del up.back, self.up, self.down
+        # What is left of the references between the three holds no circle. (To delete them is dearer.)
+        up.back = self.up = self.down = None  # type: ignore[assignment]
         self.ended(end, error, up.count, down.count)
 
     def _side(self, sock: SocketType) -> str:

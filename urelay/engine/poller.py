@@ -37,7 +37,6 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVarTuple
 
 if TYPE_CHECKING:
@@ -89,16 +88,6 @@ class Last(Protocol):
         """`come_last` raised."""
 
 
-class _Handlers(dict[int, MethodType]):
-    """The `on_event` of whoever stands for each descriptor: found and called, it costs one look-up."""
-
-    def __missing__(self, fd: int) -> MethodType:
-        return self._ignore  # type: ignore[return-value]
-
-    def _ignore(self, events: int) -> None:
-        """Nobody waits for this any more."""
-
-
 class Poller(selectors.BaseSelector):
     """The epoll and who stands behind each of its descriptors. Must be closed; its loop does so."""
 
@@ -108,8 +97,8 @@ class Poller(selectors.BaseSelector):
         self.batches = 0
         """Wake-ups for relayed sockets so far: a relay that spins shows here"""
         self._epoll = select.epoll()
-        self.handlers = _Handlers()
-        """The `on_event` of whoever stands for each watched descriptor"""
+        self.handlers: dict[int, Handler] = {}
+        """Who stands for each watched descriptor"""
         self._again: deque[Resumable] = deque()
         self._last: list[Last] = []
         self._retired: list[SocketType] = []
@@ -123,7 +112,7 @@ class Poller(selectors.BaseSelector):
         self._asyncio_is_ready = False
         self._asyncio = selectors.EpollSelector()
         self._epoll.register(self._asyncio.fileno(), select.EPOLLIN)
-        self.handlers[self._asyncio.fileno()] = self._tell_asyncio  # type: ignore[assignment]
+        self.handlers[self._asyncio.fileno()] = self
 
     def __len__(self) -> int:
         # Without the one that is asyncio's.
@@ -133,7 +122,7 @@ class Poller(selectors.BaseSelector):
         """Watch `sock`. What it is ready for already is reported too. Raises OSError (ENOSPC, ENOMEM)."""
         fd = sock.fileno()
         self._epoll.register(fd, events)
-        self.handlers[fd] = handler.on_event  # type: ignore[assignment]
+        self.handlers[fd] = handler
 
     def tell_of_room(self, sock: SocketType) -> None:
         """Watch as EDGE does from now on, if it is watched: what it is ready for is reported again."""
@@ -143,7 +132,7 @@ class Poller(selectors.BaseSelector):
 
     def assign(self, sock: SocketType, handler: Handler) -> None:
         """Let another handler stand for a watched socket; it must look for itself what is ready."""
-        self.handlers[sock.fileno()] = handler.on_event  # type: ignore[assignment]
+        self.handlers[sock.fileno()] = handler
 
     def remove(self, sock: SocketType) -> None:
         """Watch `sock` no longer, and leave it open."""
@@ -213,21 +202,28 @@ class Poller(selectors.BaseSelector):
             self.now = now = clock()
             batches += 1
             for fd, mask in events:
-                on_event = handlers[fd]
                 try:
-                    on_event(mask)
+                    handler = handlers[fd]
+                except KeyError:
+                    # Retired by an event before this one: nobody waits for it any more.
+                    continue
+                try:
+                    handler.on_event(mask)
                 except Exception:
-                    _crashed(on_event.__self__)
+                    _crashed(handler)
+            wait = until - now
             if self._owes:
                 self._settle()
                 if self._is_wanted:
                     break
-            wait = until - now
+                if self._owes:
+                    # Somebody gave up a turn, and is to have another.
+                    if wait <= 0:
+                        break
+                    wait = 0.0
+                    continue
             if wait <= 0:
                 break
-            if self._owes:
-                # Somebody gave up a turn, and is to have another.
-                wait = 0.0
         self.batches += batches - (len(events) == self._asyncio_is_ready)
         self._in_batch = False
         return self._asyncio.select(0) if self._asyncio_is_ready else []
@@ -268,10 +264,13 @@ class Poller(selectors.BaseSelector):
             except Exception:
                 _crashed(last)
 
-    def _tell_asyncio(self, events: int) -> None:
+    def on_event(self, events: int) -> None:
         """One of asyncio's descriptors is ready."""
         self._asyncio_is_ready = True
         self.want()
+
+    def on_crash(self) -> None:
+        """That cannot fail."""
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         """Watch a descriptor of asyncio's."""

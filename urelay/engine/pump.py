@@ -73,8 +73,8 @@ OPEN, ENDED, OVER = range(3)
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
-_IN_AND_OUT = _IN | _OUT
-"""What a socket tells that has bytes, and room: most of all events"""
+_PLAIN = frozenset((_IN, _IN | _OUT))
+"""What a socket tells that has bytes, and perhaps room: most of all events"""
 BEHIND = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _DEAD = select.EPOLLHUP | select.EPOLLERR
 _RARE = select.EPOLLPRI | select.EPOLLERR
@@ -160,34 +160,31 @@ class Direction:
         "rest", "src", "state",
     )  # fmt: skip
 
+    # Set by Flow, for both directions at once: an __init__ of each costs as much again.
     back: Direction
     """The other way"""
     flow: Flow
+    pump: Pump
+    src: SocketType
+    dst: SocketType
+    state: int
+    """OPEN, ENDED or OVER"""
+    count: int
+    """Bytes the destination's kernel has taken"""
+    held: int
+    """Bytes read and not delivered: in `pipe` if there is one, else in `rest`"""
+    pipe: Pipe | None
     rest: bytes | memoryview
-
-    def __init__(
-        self, flow: Flow, pump: Pump, src: SocketType, dst: SocketType, now: float, ready: bool
-    ) -> None:
-        self.flow = flow
-        self.pump = pump
-        self.src = src
-        self.dst = dst
-        self.state = OPEN
-        self.count = 0
-        """Bytes the destination's kernel has taken"""
-        self.held = 0
-        """Bytes read and not delivered: in `pipe` if there is one, else in `rest`"""
-        self.pipe: Pipe | None = None
-        self.burst = 0
-        """What one splice asks for; 0: copying until a burst is large; _COPY_ONLY: copying for ever"""
-        self.eager = 0
-        """The events that told of something behind the data, if any did: then it is read to its end"""
-        self.errno = 0
-        """The first error of `src`"""
-        self.last = now
-        """Loop time of the last progress"""
-        self.ready = ready
-        """Whether `dst` is prepared for more than one small burst: see `_prepare_destination`"""
+    burst: int
+    """What one splice asks for; 0: copying until a burst is large; _COPY_ONLY: copying for ever"""
+    eager: int
+    """The events that told of something behind the data, if any did: then it is read to its end"""
+    errno: int
+    """The first error of `src`"""
+    last: float
+    """Loop time of the last progress"""
+    ready: bool
+    """Whether `dst` is prepared for more than one small burst: see `_prepare_destination`"""
 
     def on_event(self, events: int) -> None:
         """`src` is ready for something."""
@@ -195,7 +192,7 @@ class Direction:
             self.back.resume()
             if self.state == OVER:
                 return
-        if events != _IN_AND_OUT:
+        if events not in _PLAIN:
             if events & BEHIND:
                 self.eager = events
                 if events & _RARE or self.state:

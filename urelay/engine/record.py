@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from urelay.engine.ends import packed
 from urelay.net.address import Endpoint, host_text
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class Record(NamedTuple):
     ts: float
     """Seconds since the epoch when it was accepted"""
     listener: str
-    client: Endpoint | None
-    """Whose connection it was; None on a unix socket"""
+    client: object
+    """Whose connection it was: an address as accept(2) gives it, or an Endpoint; no tuple on a unix socket"""
     asked: Endpoint | None
     """Where it wanted to go; None when it ended before saying so"""
     user: str | None
@@ -68,8 +69,11 @@ class Record(NamedTuple):
 
     @property
     def source(self) -> str | None:
-        """The client's endpoint as text."""
-        return None if self.client is None else str(self.client)
+        """The client's endpoint as text; None on a unix socket."""
+        if not isinstance(self.client, tuple):
+            return None
+        host, port, *_ = self.client
+        return str(Endpoint(packed(host) if isinstance(host, str) else host, port))
 
     @property
     def destination(self) -> str | None:

@@ -9,7 +9,6 @@ reserve are free then for a reload, a log, a name server.
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import itertools
 import logging
@@ -95,7 +94,7 @@ class Relay:
         self._spare = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_SPARE_DESCRIPTORS)]
         self._accepted = 0
         self._accept_pauses = 0
-        self._ended: collections.Counter[str] = collections.Counter()
+        self._ended = dict.fromkeys(End, 0)
         self._bytes_up = 0
         self._bytes_down = 0
         self._checking = self._begin_checks()
@@ -271,7 +270,7 @@ class Relay:
             active=len(self._connections),
             handshaking=len(self.handshaking),
             dialing=len(self._tasks),
-            ended=dict(self._ended),
+            ended={end: count for end, count in self._ended.items() if count},
             bytes_up=self._bytes_up,
             bytes_down=self._bytes_down,
             pipes_open=self.pump.pipes.open,

@@ -7,10 +7,9 @@ connection to one address, that is the very call to make.
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from urelay.engine.ends import sockaddr
+from urelay.engine.ends import packed, sockaddr
 from urelay.net.address import Address, Endpoint, Host
 from urelay.policy.model import Outcome
 
@@ -36,18 +35,31 @@ class Plan(NamedTuple):
     port: int
 
 
+Question: TypeAlias = "tuple[Host, int, Address | str | None, str]"
+"""Destination host and port, the source, which may be as the kernel writes it, and the listener"""
+
+
 class Rules:
     """A table, and the dialer that holds what its upstreams need."""
 
-    __slots__ = ("dialer", "plan", "table")
+    __slots__ = ("dialer", "plans", "table")
 
     def __init__(self, table: Table, dialer: Dialer) -> None:
         self.table = table
         self.dialer = dialer
-        self.plan = functools.lru_cache(_REMEMBERED)(self._plan)
-        """What to do with a client: (host, port, source, listener) as for `Table.decide`"""
+        self.plans: dict[Question, Plan] = {}
+        """The answers so far; `plan` makes one that is not there"""
 
-    def _plan(self, host: Host, port: int, source: Address | None, listener: str) -> Plan:
+    def plan(self, question: Question) -> Plan:
+        """What to do with a client, to be remembered."""
+        if len(self.plans) >= _REMEMBERED:
+            self.plans.clear()
+        plan = self.plans[question] = self._plan(*question)
+        return plan
+
+    def _plan(self, host: Host, port: int, source: Address | str | None, listener: str) -> Plan:
+        if isinstance(source, str):
+            source = packed(source)
         decision = self.table.decide(host, port, source, listener)
         if decision.outcome is not Outcome.DIRECT or decision.needs_address:
             return Plan(decision, None, 0, (), 0)

@@ -195,15 +195,18 @@ class SettingOut(Flow):
         """The socket on its way out connected, or failed."""
         upstream = self._upstream
         assert upstream is not None
-        relay = self.relay
         if events == _OUT and self.handshake is None and self._shortcut is None:
-            dialed = self._dialed
+            relay, decision, dialed = self.relay, self.decision, self._dialed
+            assert decision is not None
             assert isinstance(dialed, Endpoint)
             if dialed[1] < relay.first_ephemeral_port:
                 # By far the most, so without the calls that the others take.
                 self._upstream = None
                 self._state = FLOWING
-                self.open_connected(relay.pump, self.client, upstream, self._idle_after_s())
+                idle_s = decision.settings.idle_timeout_s
+                if idle_s is None:
+                    idle_s = self.acceptor.idle_s
+                self.open_connected(relay.pump, self.client, upstream, idle_s)
                 return
         if events & GONE:
             self._connect_failed(upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
@@ -402,13 +405,11 @@ class SettingOut(Flow):
             client_told = handshake.told if handshake.watched else None
             handshake.session = DIRECT_SESSION
         self._state = FLOWING
-        idle_s = self._idle_after_s()
-        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early, early_down, True)
-
-    def _idle_after_s(self) -> float:
         assert self.decision is not None
         idle_s = self.decision.settings.idle_timeout_s
-        return self.acceptor.idle_s if idle_s is None else idle_s
+        if idle_s is None:
+            idle_s = self.acceptor.idle_s
+        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early, early_down, True)
 
 
 def words_of(number: int | None) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from urelay.errors import StartError
 from urelay.net.address import printable
-from urelay.services.log_line import line
+from urelay.services.log_line import lines
 from urelay.services.sink import Sink, open_to_append
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ FLUSH_S: Final = 0.05
 REPORT_S: Final = 10.0
 """How often lost lines are told, while there are lines at all"""
 
+_AT_ONCE = 64
+"""Records that are put into lines in one go: a quarter of a millisecond in which nothing else is done"""
 _STANDARD_OUTPUT = 1
 _log = logging.getLogger(__name__)
 
@@ -45,27 +47,36 @@ class AccessLog:
     def __init__(self, sink: Sink, loop: asyncio.AbstractEventLoop) -> None:
         self._sink = sink
         self._loop = loop
+        self._records: list[Record] = []
+        """Not put into lines yet"""
         self._lines: list[str] = []
         self._flush_timer: asyncio.TimerHandle | None = None
         self._report_timer: asyncio.TimerHandle | None = None
 
     def write(self, record: Record) -> None:
         """Log a connection that has ended, unless its route says `log off`."""
-        text = line(record)
-        if not text:
-            return
-        self._lines.append(text)
+        records = self._records
+        records.append(record)
         if self._flush_timer is None:
             self._flush_timer = self._loop.call_later(FLUSH_S, self.flush)
+        elif len(records) >= _AT_ONCE:
+            self._put_into_lines()
+
+    def _put_into_lines(self) -> None:
+        self._lines.append(lines(self._records))
+        self._records.clear()
 
     def flush(self) -> None:
         """Hand what has gathered to the sink."""
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        if self._lines:
-            self._sink.write("".join(self._lines).encode("ascii"))
-            self._lines.clear()
+        if self._records:
+            self._put_into_lines()
+        text = "".join(self._lines)
+        self._lines.clear()
+        if text:
+            self._sink.write(text.encode("ascii"))
             if self._report_timer is None:
                 self._report_timer = self._loop.call_later(REPORT_S, self._report)
 
