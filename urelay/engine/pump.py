@@ -266,14 +266,19 @@ class Direction:
             self._has_died(events)
 
     def _stream(self) -> None:
-        """Read and deliver through a pipe until either side stops it, or the turn is over."""
+        """Read and deliver through a pipe until either side stops it, or the turn is over.
+
+        A burst that is short has emptied the source, as a rule: to look again at once would find nothing, and
+        after the others' turns it may find as much again.
+        """
         moved = 0
         for _ in range(_TURN_BURSTS):
+            asked = self.burst
             size = self._splice()
             if not size:
                 return
             moved += size
-            if moved >= _TURN_BYTES or self.burst <= 0:
+            if size < asked or moved >= _TURN_BYTES or self.burst <= 0:
                 break
         self.pump.poller.again(self)
 
