@@ -1,7 +1,7 @@
 """The relays side by side: connection rate, bulk, latency and idle memory, in one run.
 
 All contenders are up at once and take turns: a round is a few short turns of each, in another order every
-time, and a figure is the median of the rounds. So whatever else the machine does falls on all of them. A bar
+time, in a new process each round, and a figure is the median of the rounds. So whatever else the machine does falls on all of them. A bar
 is a ratio between two contenders of the same run.
 
 The relay has one core and the load (clients and servers) the other; for the latency of a single byte all are
@@ -29,7 +29,7 @@ from tests.bench.recipes import WORK, descriptors
 from tests.bench.rounds import PARTS, Scale, measure, medians, start_all
 from tests.bench.stage import CONGESTION, Running, Stage
 
-FULL = Scale(rounds=8, turns=6, seconds=0.12, pings=1000)
+FULL = Scale(rounds=8, turns=5, seconds=0.12, pings=1000)
 QUICK = FULL._replace(rounds=1)
 
 

@@ -65,17 +65,31 @@ def measure(
     alive = list(running)
     for group in ([part for part in parts if part != "idle"], [part for part in parts if part == "idle"]):
         rounds, turns = (_IDLE_ROUNDS, 1) if "idle" in group else (scale.rounds, scale.turns)
-        for part in group * min(rounds, scale.rounds):
-            many = turns * _LATENCY_TURNS if part == "latency" else turns
-            for name, rows in _round(stage, alive, part, many, scale, lacking).items():
-                found[name].setdefault(part, []).append(_means(rows))
-            for name in found:
-                if f"{name}, {part}" in lacking:
-                    found[name].pop(part, None)
+        for number in range(min(rounds, scale.rounds)):
+            if number and "idle" not in group:
+                _start_anew(alive, lacking)
+            for part in group:
+                many = turns * _LATENCY_TURNS if part == "latency" else turns
+                for name, rows in _round(stage, alive, part, many, scale, lacking).items():
+                    found[name].setdefault(part, []).append(_means(rows))
+    for name, by_part in found.items():
+        for part in parts:
+            if f"{name}, {part}" in lacking:
+                by_part.pop(part, None)
     return found
 
 
 _shuffle = random.Random(0).shuffle
+
+
+def _start_anew(alive: list[Running], lacking: dict[str, str]) -> None:
+    """Everybody in a new process: where its memory lies is luck, which may be good or bad for a whole run."""
+    for one in [*alive]:
+        try:
+            one.restart()
+        except Failed as error:
+            lacking[one.contender.name] = one_line(error)
+            alive.remove(one)
 
 
 def _round(

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.engine.rig import no_descriptor_left
+from urelay.engine import poller as poller_module
 from urelay.engine.poller import Poller, RelayLoop, running_poller
 
 
@@ -228,3 +229,41 @@ def test_what_a_handler_asks_of_asyncio_comes_at_once() -> None:
             poller.remove(near)
 
     run(scene)
+
+
+@pytest.mark.parametrize("wants", [False, True])
+def test_a_batch_that_asks_for_it_is_followed_by_one_pause_unless_asyncio_has_something_to_do(
+    wants: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = []
+
+    async def scene(poller: Poller) -> None:
+        loop = asyncio.get_running_loop()
+        heard = asyncio.Event()
+
+        def act(told: Told, events: int) -> None:
+            poller.gather()
+            if wants:
+                loop.call_soon(heard.set)
+
+        def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+            loop.call_soon(heard.set)
+
+        monkeypatch.setattr(poller_module.time, "sleep", sleep)
+        pairs = [socket.socketpair() for _ in range(2)]
+        handlers = [Told(act), Told(act)]
+        for (near, far), handler in zip(pairs, handlers, strict=True):
+            far.send(b"x")
+            poller.add(near, handler, select.EPOLLIN | select.EPOLLET)
+        await heard.wait()
+        await turn()
+        monkeypatch.undo()
+        assert [len(each.events) for each in handlers] == [1, 1]
+        for near, far in pairs:
+            poller.remove(near)
+            near.close()
+            far.close()
+
+    run(scene)
+    assert pauses == ([] if wants else [poller_module._GATHER_S])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import random
@@ -298,6 +299,33 @@ def test_a_busy_flow_lets_others_have_their_turn(rig: Rig) -> None:
     pouring.join()
     draining.join()
     assert sorted(took)[90] < 0.5
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_data_gathers_between_waits_only_when_several_streams_are_under_way(
+    rig: Rig, streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    gather = rig.poller.gather
+
+    def counted() -> None:
+        asked.append(1)
+        gather()
+
+    monkeypatch.setattr(rig.poller, "gather", counted)
+    flows = [rig.flow() for _ in range(streams)]
+    block = pattern(16 * MIB)
+    at_work = [in_thread(functools.partial(run.client.sendall, block)) for run in flows]
+    at_work += [in_thread(functools.partial(exactly, run.server, len(block))) for run in flows]
+    for each in at_work:
+        each.join()
+    # The first to stream has nobody before it, and is taken for one of several.
+    assert len(asked) == 1 if streams == 1 else len(asked) > 10
+
+
+def exactly(sock: socket.socket, size: int) -> None:
+    while size:
+        size -= len(sock.recv(min(size, MIB)))
 
 
 def read_all_away(sock: socket.socket) -> None:

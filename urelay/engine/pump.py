@@ -102,6 +102,7 @@ class Pump:
         "limits",
         "pipes",
         "poller",
+        "streaming",
         "view",
         "wheel",
     )
@@ -116,6 +117,8 @@ class Pump:
         peer that is gone is noticed in time without a timer of its own"""
         self.first_look_s = min(self.check_s, limits.keepalive_from_s)
         self.pipes = PipePool(limits.max_pipes)
+        self.streaming = 0
+        """The id of the direction that spliced last: as long as it is the same one, it is alone"""
         self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)
         self._loop = loop
@@ -266,21 +269,20 @@ class Direction:
             self._has_died(events)
 
     def _stream(self) -> None:
-        """Read and deliver through a pipe until either side stops it, or the turn is over.
-
-        A burst that is short has emptied the source, as a rule: to look again at once would find nothing, and
-        after the others' turns it may find as much again.
-        """
+        """Read and deliver through a pipe until either side stops it, or the turn is over."""
+        pump = self.pump
+        if pump.streaming != id(self):
+            pump.streaming = id(self)
+            pump.poller.gather()
         moved = 0
         for _ in range(_TURN_BURSTS):
-            asked = self.burst
             size = self._splice()
             if not size:
                 return
             moved += size
-            if size < asked or moved >= _TURN_BYTES or self.burst <= 0:
+            if moved >= _TURN_BYTES or self.burst <= 0:
                 break
-        self.pump.poller.again(self)
+        pump.poller.again(self)
 
     def reset_if_due(self, now: float) -> bool:
         """Reset the destination if what went before is delivered or has had its time; True if over."""
