@@ -1,8 +1,8 @@
 """The relays side by side: connection rate, bulk, latency and idle memory, in one run.
 
 All contenders are up at once and take turns: a round is a few short turns of each, in another order every
-time, in a new process each round, and a figure is the median of the rounds. So whatever else the machine does falls on all of them. A bar
-is a ratio between two contenders of the same run.
+time and by a new process each round, and a figure is the median of the rounds. So whatever else the machine
+does falls on all of them. A bar is a ratio between two contenders of the same run.
 
 The relay has one core and the load (clients and servers) the other; for the latency of a single byte all are
 on the relay's core, or the time a sleeping core takes to wake would be most of what is seen.

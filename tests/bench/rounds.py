@@ -23,6 +23,9 @@ Row = dict[str, float]
 _IDLE_ROUNDS = 5
 """What a connection takes of memory is the same in every round, and takes longest to find out"""
 
+_FEW_HELD = 1000
+"""Who can hold no more connections makes processes for them"""
+
 _LATENCY_TURNS = 3
 """So many times as of the others: one ping in a hundred meets the timer's tick, so the p99 varies most"""
 
@@ -83,8 +86,13 @@ _shuffle = random.Random(0).shuffle
 
 
 def _start_anew(alive: list[Running], lacking: dict[str, str]) -> None:
-    """Everybody in a new process: where its memory lies is luck, which may be good or bad for a whole run."""
+    """Everybody in a new process: where its memory lies is luck, which may be good or bad for a whole run.
+
+    But not those that make processes for connections, and take long to end them all.
+    """
     for one in [*alive]:
+        if one.contender.held_most <= _FEW_HELD:
+            continue
         try:
             one.restart()
         except Failed as error:
