@@ -231,9 +231,9 @@ def test_what_a_handler_asks_of_asyncio_comes_at_once() -> None:
     run(scene)
 
 
-@pytest.mark.parametrize("wants", [False, True])
-def test_a_batch_that_asks_for_it_is_followed_by_one_pause_unless_asyncio_has_something_to_do(
-    wants: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("waits", ["nobody", "asyncio", "a turn"])
+def test_a_batch_that_asks_for_it_is_followed_by_one_pause_unless_somebody_waits(
+    waits: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses = []
 
@@ -243,8 +243,10 @@ def test_a_batch_that_asks_for_it_is_followed_by_one_pause_unless_asyncio_has_so
 
         def act(told: Told, events: int) -> None:
             poller.gather()
-            if wants:
+            if waits == "asyncio":
                 loop.call_soon(heard.set)
+            elif waits == "a turn" and len(told.events) == 1:
+                poller.again(Turns(heard))
 
         def sleep(seconds: float) -> None:
             pauses.append(seconds)
@@ -265,5 +267,22 @@ def test_a_batch_that_asks_for_it_is_followed_by_one_pause_unless_asyncio_has_so
             near.close()
             far.close()
 
+    class Turns:
+        """It takes three turns, and none of them is waited for."""
+
+        def __init__(self, heard: asyncio.Event) -> None:
+            self.left = 3
+            self._heard = heard
+
+        def resume(self) -> None:
+            self.left -= 1
+            if self.left:
+                running_poller().again(self)
+            else:
+                asyncio.get_running_loop().call_soon(self._heard.set)
+
+        def on_crash(self) -> None:
+            raise AssertionError("it failed")
+
     run(scene)
-    assert pauses == ([] if wants else [poller_module._GATHER_S])
+    assert pauses == ([poller_module._GATHER_S] if waits == "nobody" else [])

@@ -254,7 +254,8 @@ class Poller(selectors.BaseSelector):
             self._close_retired()
         if self._gathers:
             self._gathers = False
-            if not self._is_wanted:
+            # Not while somebody waits: asyncio, or who gave up a turn and has more to move.
+            if not (self._is_wanted or self._again):
                 time.sleep(_GATHER_S)
         self._owes = bool(self._again)
 
