@@ -20,7 +20,8 @@ pages only while it is there.
 After a *short* read the source is empty, so the next read is left out, unless something is queued
 behind the data that the same edge announced: an end of file, an error, urgent data. Then the
 direction is `eager` and reads until it is told to stop. Copying gives the others their turn after
-every burst, splicing after a few.
+every burst, splicing after a few. Where several directions splice by turns, the poller waits a
+moment before it looks again (`gather`): larger pieces are cheaper for everybody.
 
 How things end
 --------------
