@@ -86,10 +86,17 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--measure", type=_measures, default=list(PARTS), metavar=",".join(PARTS))
     parser.add_argument("--rounds", type=_count, metavar="N", help=f"the default is {FULL.rounds}")
     parser.add_argument("--quick", action="store_true", help="one round: for a look, not for the record")
-    parser.add_argument("--congestion", metavar="NAME", help="of TCP; the default is cubic, else reno")
+    parser.add_argument(
+        "--congestion", choices=_congestion_controls(), help="of TCP; the default is cubic, else reno"
+    )
     parser.add_argument("--held", type=_count, default=9000, metavar="N", help="idle connections (9000)")
     parser.add_argument("--json", type=Path, default=WORK / "peers.json", metavar="FILE")
     return parser.parse_args(arguments)
+
+
+def _congestion_controls() -> list[str]:
+    """Those that a new namespace may use."""
+    return Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text().split()
 
 
 def _count(text: str) -> int:

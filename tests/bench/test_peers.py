@@ -17,7 +17,7 @@ from tests.bench.cpu import Family, Group, Processes
 from tests.bench.measure import Report
 from tests.bench.recipes import Missing, Recipe, Site
 from tests.bench.rounds import PARTS, Figures, Scale, measure, medians, start_all
-from tests.bench.stage import Stage
+from tests.bench.stage import Failed, Stage
 
 BRIEF = Scale(rounds=1, turns=1, seconds=0.05, pings=50, flight=4, held=20)
 
@@ -39,6 +39,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def stage() -> Iterator[Stage]:
     with Stage() as made:
         yield made
+
+
+@pytest.mark.netns
+def test_a_congestion_control_that_is_not_allowed_is_refused_by_name() -> None:
+    with (
+        pytest.raises(Failed, match="the congestion control nonsense is not allowed here"),
+        Stage(("nonsense",)),
+    ):
+        raise AssertionError("it was allowed")
 
 
 @pytest.mark.netns

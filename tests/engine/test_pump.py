@@ -315,17 +315,17 @@ def test_data_gathers_between_waits_only_when_several_streams_are_under_way(
     monkeypatch.setattr(rig.poller, "gather", counted)
     flows = [rig.flow() for _ in range(streams)]
     block = pattern(16 * MIB)
-    at_work = [in_thread(functools.partial(run.client.sendall, block)) for run in flows]
-    at_work += [in_thread(functools.partial(exactly, run.server, len(block))) for run in flows]
+    at_work = [in_thread(functools.partial(read_all_away, run.server)) for run in flows]
+    at_work += [in_thread(functools.partial(say_all, run.client, block)) for run in flows]
     for each in at_work:
         each.join()
     # The first to stream has nobody before it, and is taken for one of several.
     assert len(asked) == 1 if streams == 1 else len(asked) > 10
 
 
-def exactly(sock: socket.socket, size: int) -> None:
-    while size:
-        size -= len(sock.recv(min(size, MIB)))
+def say_all(sock: socket.socket, what: bytes) -> None:
+    sock.sendall(what)
+    sock.shutdown(socket.SHUT_WR)
 
 
 def read_all_away(sock: socket.socket) -> None:

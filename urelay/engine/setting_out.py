@@ -196,17 +196,13 @@ class SettingOut(Flow):
         upstream = self._upstream
         assert upstream is not None
         if events == _OUT and self.handshake is None and self._shortcut is None:
-            relay, decision, dialed = self.relay, self.decision, self._dialed
-            assert decision is not None
+            relay, dialed = self.relay, self._dialed
             assert isinstance(dialed, Endpoint)
             if dialed[1] < relay.first_ephemeral_port:
                 # By far the most, so without the calls that the others take.
                 self._upstream = None
                 self._state = FLOWING
-                idle_s = decision.settings.idle_timeout_s
-                if idle_s is None:
-                    idle_s = self.acceptor.idle_s
-                self.open_connected(relay.pump, self.client, upstream, idle_s)
+                self.open_connected(relay.pump, self.client, upstream, self._idle_after_s())
                 return
         if events & GONE:
             self._connect_failed(upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
@@ -405,11 +401,13 @@ class SettingOut(Flow):
             client_told = handshake.told if handshake.watched else None
             handshake.session = DIRECT_SESSION
         self._state = FLOWING
+        idle_s = self._idle_after_s()
+        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early, early_down, True)
+
+    def _idle_after_s(self) -> float:
         assert self.decision is not None
         idle_s = self.decision.settings.idle_timeout_s
-        if idle_s is None:
-            idle_s = self.acceptor.idle_s
-        self.open(relay.pump, self.client, upstream, idle_s, client_told, told, early, early_down, True)
+        return self.acceptor.idle_s if idle_s is None else idle_s
 
 
 def words_of(number: int | None) -> str:
