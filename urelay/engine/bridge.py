@@ -20,7 +20,7 @@ What must survive the bridge
 - *A silence.* What asks the near end whether its peer still answers is told about the server: the near
   end says what it stands for.
 - *A reset.* A unix socket knows none, so the near end is a class of its own: where the kernel would
-  report an end of file after a failure, it raises the failure; and told to reset, it tells the bridge,
+  report an end of file after a failure, it knows of the failure; and told to reset, it tells the bridge,
   which passes on what it still has, then resets the server, without close_notify.
 
 Bytes are read into buffers that all bridges of a thread share, and nothing stays in those between two
@@ -48,8 +48,6 @@ from urelay.engine.tcp import Bridged, reset_on_close, unacknowledged, unheard_f
 
 if TYPE_CHECKING:
     from socket import SocketType
-
-    from _typeshed import WriteableBuffer as Buffer
 
 log = logging.getLogger(__name__)
 
@@ -91,20 +89,17 @@ class _Near(Bridged):
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """As a socket's; raises what happened to the server instead of reporting an end of file."""
         data = super().recv(size, flags)
-        if not data:
-            self._bridge.raise_failure()
+        if not data and self._bridge.failure:
+            raise OSError(self._bridge.failure, "the TLS connection broke")
         return data
-
-    def recv_into(self, buffer: Buffer, size: int = 0, flags: int = 0, /) -> int:
-        """As a socket's; raises what happened to the server instead of reporting an end of file."""
-        received = super().recv_into(buffer, size, flags)
-        if not received:
-            self._bridge.raise_failure()
-        return received
 
     def stands_for(self) -> SocketType:
         """The TCP connection to the server."""
         return self._bridge.raw
+
+    def failure(self) -> int:
+        """What happened to the server, if it did not say its last word."""
+        return self._bridge.failure
 
     def break_off(self) -> None:
         """Closing it shall reset the server."""
@@ -160,18 +155,14 @@ class Bridge:
         """And so the server was told"""
         self._down_ended = False
         """The server has, or is gone"""
-        self._failure = 0
+        self.failure = 0
+        """The error that ended the connection to the server, if it did not say its last word"""
         self._near_open = True
         self._deadline: asyncio.TimerHandle | None = None
         self._watched: dict[tuple[int, bool], bool] = {}
         # Whatever came with the end of the handshake.
         self._decrypt()
         self._arm()
-
-    def raise_failure(self) -> None:
-        """Raise OSError if the server is gone without having said its last word."""
-        if self._failure:
-            raise OSError(self._failure, "the TLS connection broke")
 
     def near_closed(self) -> None:
         """Nobody wants to hear from the server any more; what was said to it is delivered."""
@@ -299,7 +290,7 @@ class Bridge:
             self._down_ended = True
         except ssl.SSLError:
             # An end without close_notify, or what no honest server sends.
-            self._failure = errno.ECONNRESET
+            self.failure = errno.ECONNRESET
             self._down_ended = True
         self._deliver(clear[:filled])
         if self.raw.fileno() != -1 and self._outgoing.pending:
@@ -326,7 +317,7 @@ class Bridge:
 
     def _server_broke(self, number: int) -> None:
         """The TCP connection failed: what came before is delivered, then the failure."""
-        self._failure = self._failure or number
+        self.failure = self.failure or number
         self._down_ended = self._up_ended = True
         self._for_raw = _NOTHING
         self._close(self.raw)
@@ -360,7 +351,7 @@ class Bridge:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        if self.raw.fileno() != -1 and (self.breaks_off or self._failure):
+        if self.raw.fileno() != -1 and (self.breaks_off or self.failure):
             reset_on_close(self.raw)
         self._close(self.raw)
         self._close(self._far)

@@ -17,7 +17,7 @@ from select import EPOLLIN
 from typing import TYPE_CHECKING
 
 from urelay.engine.poller import EDGE, EDGE_IN
-from urelay.engine.pump import BEHIND, OPEN, OVER, Direction, Pump
+from urelay.engine.pump import BEHIND, OPEN, OVER, PROMPTNESS, ROOM, Direction, Pump
 from urelay.engine.record import End
 from urelay.engine.tcp import keep_alive, reset_on_close, unacknowledged, unheard_for
 
@@ -66,8 +66,8 @@ class Flow:
         the flow ends at once.
         """
         up, down = self._begin(pump, client, upstream, idle_s)
-        up.ready = not delayed
-        down.ready = True
+        up.lacks = PROMPTNESS if delayed else 0
+        down.lacks = 0
         if early_up:
             up.begin_with(early_up)
         if early_down:
@@ -91,7 +91,7 @@ class Flow:
         up.on_event(EPOLLIN)
         if up.state != OVER:
             try:
-                poller.add(client, up, EDGE if down.ready else EDGE_IN)
+                poller.add(client, up, EDGE_IN if down.lacks else EDGE)
             except OSError as error:
                 self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
 
@@ -109,12 +109,15 @@ class Flow:
         up.flow = down.flow = self
         up.pump = down.pump = pump
         up.src = down.dst = client
+        up.src_fd = down.dst_fd = client.fileno()
         up.dst = down.src = upstream
+        up.dst_fd = down.src_fd = upstream.fileno()
         up.state = down.state = OPEN
         up.count = down.count = up.held = down.held = up.burst = down.burst = 0
         up.eager = down.eager = up.errno = down.errno = 0
         up.pipe = down.pipe = None
-        up.ready = down.ready = False
+        up.lacks = PROMPTNESS
+        down.lacks = ROOM
         up.last = down.last = self._opened = now = pump.poller.now
         # Who is young has a turn that comes in time for all but short timeouts.
         if self.slot or not self.due or idle_s < pump.first_look_s:

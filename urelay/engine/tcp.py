@@ -31,6 +31,10 @@ class Bridged(socket.socket):
         """That connection's socket, or another that stands for it; it may be closed already."""
         raise AssertionError("a bridge says what it leads to")
 
+    def failure(self) -> int:
+        """The error that ended that connection, if one did: reading an end of file does not tell."""
+        raise AssertionError("a bridge says how its connection ended")
+
     def break_off(self) -> None:
         """Make closing it a reset of that connection."""
         raise AssertionError("a bridge says how it is broken off")
