@@ -18,7 +18,8 @@ What makes a batch safe is the order inside it:
 2. Those who gave up their turn (`again`) get the next one.
 3. Retired descriptors are closed.
 4. Those who asked to come last do: listeners accept here, so a new connection can only get a
-   number whose stale events are gone.
+   number whose stale events are gone; then whoever was accepted, or has said where it wants to go,
+   connects.
 
 Edge-triggered means told once: whoever is told that a socket is readable must read until it is
 empty, or ask for another turn with `again`.
@@ -185,7 +186,7 @@ class Poller(selectors.BaseSelector):
         self._owes = True
 
     def last(self, who: Last) -> None:
-        """Call `who.come_last()` at the end of this batch. Only from within `on_event`."""
+        """Call `who.come_last()` at the end of this batch, or of the next if there is none."""
         self._last.append(who)
         self._owes = True
 
@@ -206,7 +207,7 @@ class Poller(selectors.BaseSelector):
         until = clock() + wait
         self._asyncio_is_ready = self._is_wanted = False
         self._in_batch = True
-        if self._again:
+        if self._again or self._last:
             wait = 0.0
         batches = 0
         while True:
@@ -250,14 +251,16 @@ class Poller(selectors.BaseSelector):
             self._take_turns()
         self._close_retired()
         if self._last:
+            # Twice, because those who are accepted connect when all of them are.
+            self._let_the_last_come()
             self._let_the_last_come()
             self._close_retired()
         if self._gathers:
             self._gathers = False
             # Not while somebody waits: asyncio, or who gave up a turn and has more to move.
-            if not (self._is_wanted or self._again):
+            if not (self._is_wanted or self._again or self._last):
                 time.sleep(_GATHER_S)
-        self._owes = bool(self._again)
+        self._owes = bool(self._again or self._last)
 
     def _close_retired(self) -> None:
         for sock in self._retired:

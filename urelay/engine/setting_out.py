@@ -1,7 +1,7 @@
 """A client with a decision, on its way out: how the other socket comes to be, and the hand-over to the pump.
 
-    the short way   one socket, opened here and now: to an address, to a unix socket, to one proxy that
-                    is asked next (urelay.engine.shortcut)
+    the short way   one socket, connected at the end of this batch: to an address, to a unix socket, to
+                    one proxy that is asked next (urelay.engine.shortcut)
     the long way    whatever waits for more than one thing (names, chains, groups, other namespaces):
                     a task of the relay's (urelay.engine.dial)
     no way          the client itself is handed to somebody else (urelay.engine.hand_over)
@@ -60,8 +60,8 @@ class SettingOut(Flow):
     """It stands for its way out in the poller until that is connected."""
 
     __slots__ = (
-        "_dialed", "_rules", "_shortcut", "_state", "_until", "_upstream", "acceptor", "address", "asked",
-        "client", "decision", "handshake", "relay",
+        "_address", "_dialed", "_rules", "_shortcut", "_state", "_until", "_upstream", "acceptor", "address",
+        "asked", "client", "decision", "handshake", "relay",
     )  # fmt: skip
 
     relay: Relay
@@ -77,7 +77,9 @@ class SettingOut(Flow):
     _state: int
     _shortcut: Shortcut | None
     _upstream: SocketType | None
-    """The socket that is connecting"""
+    """The socket that is connecting, or about to"""
+    _address: object
+    """Where to, as connect(2) wants it"""
     _dialed: Endpoint | str | None
     _until: float
     """When the attempt to connect has lasted long enough"""
@@ -169,23 +171,37 @@ class SettingOut(Flow):
                 self._fail(Failure.ERROR, words_of(error.errno))
                 return
         self._upstream = upstream
+        self._address = address
         self._state = CONNECTING
+        poller = relay.poller
+        self._until = until = poller.now + timeout_s
+        if until < self.due:
+            relay.wheel.set(self, until)
+        poller.last(self)
+
+    def come_last(self) -> None:
+        """Connect now: after everybody's events, and together with all who were accepted with this client.
+
+        Connecting to a socket of this machine wakes its owner up, which is dearer than the rest of it, and in
+        a virtual machine dearer still; and whoever was woken by the first is still awake for the others.
+        """
+        upstream = self._upstream
+        if upstream is None:
+            # Cut short meanwhile.
+            return
         try:
-            code = upstream.connect_ex(address)  # type: ignore[arg-type]
+            code = upstream.connect_ex(self._address)  # type: ignore[arg-type]
             if code == _EINPROGRESS:
-                relay.poller.add(upstream, self)
-                self._until = until = relay.poller.now + timeout_s
-                if until < self.due:
-                    relay.wheel.set(self, until)
+                self.relay.poller.add(upstream, self)
                 return
         except OSError as error:
             code = error.errno or errno.EIO
         if not code:
             self._connected(None)
-        elif family == _UNIX and code == errno.EAGAIN:
+        elif upstream.family == _UNIX and code == errno.EAGAIN:
             # Its backlog is full, and the kernel does not tell when that changes: who waits may ask.
             self._upstream = self._shortcut = self._dialed = None
-            relay.poller.retire(upstream)
+            self.relay.poller.retire(upstream)
             assert self.decision is not None
             self._dial_in_a_task(self.decision)
         else:
