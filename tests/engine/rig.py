@@ -21,6 +21,7 @@ from urelay.engine.limits import Limits
 from urelay.engine.poller import RelayLoop
 from urelay.engine.pump import Direction, Pump
 from urelay.engine.record import End
+from urelay.engine.tcp import Bridged
 from urelay.engine.timers import Wheel
 
 MIB = 1 << 20
@@ -138,7 +139,7 @@ class Rig:
 
         def start() -> None:
             flow = OneFlow(run.ended)
-            if connected and not early and not early_down:
+            if connected and not early and not early_down and not isinstance(outer, Bridged):
                 self.poller.add(outer, Placeholder())
                 flow.open_connected(self.pump, inner, outer, idle_s)
             else:

@@ -59,10 +59,13 @@ class Connection(SettingOut):
 
     __slots__ = ("id", "started", "ts")
 
-    def __init__(
+    def take_in(
         self, relay: Relay, acceptor: Acceptor, client: SocketType, address: object, number: int
     ) -> None:
-        """`address` is the peer as accept(2) gave it. Call `begin` next."""
+        """Make it `client`'s, whose `address` is the peer as accept(2) gave it. Call `begin` next.
+
+        Not __init__, which the interpreter reaches by a detour through C that costs as much again.
+        """
         self.id = number
         self.relay = relay
         self.acceptor = acceptor

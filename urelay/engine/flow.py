@@ -17,9 +17,9 @@ from select import EPOLLIN
 from typing import TYPE_CHECKING
 
 from urelay.engine.poller import EDGE, EDGE_IN
-from urelay.engine.pump import BEHIND, OPEN, OVER, PROMPTNESS, ROOM, Direction, Pump
+from urelay.engine.pump import BEHIND, OPEN, OVER, PROMPTNESS, ROOM, BridgedDirection, Direction, Pump
 from urelay.engine.record import End
-from urelay.engine.tcp import keep_alive, reset_on_close, unacknowledged, unheard_for
+from urelay.engine.tcp import Bridged, keep_alive, reset_on_close, unacknowledged, unheard_for
 
 if TYPE_CHECKING:
     from socket import SocketType
@@ -65,7 +65,8 @@ class Flow:
         yet; the listener's clients inherit it. When the kernel will not watch another socket
         the flow ends at once.
         """
-        up, down = self._begin(pump, client, upstream, idle_s)
+        kind = BridgedDirection if isinstance(upstream, Bridged) else Direction
+        up, down = self._begin(pump, client, upstream, idle_s, kind)
         up.lacks = PROMPTNESS if delayed else 0
         down.lacks = 0
         if early_up:
@@ -79,15 +80,15 @@ class Flow:
             self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
 
     def open_connected(self, pump: Pump, client: SocketType, upstream: SocketType, idle_s: float) -> None:
-        """`open` as it nearly always is: the upstream is watched and has told only that it connected, the
-        client is new to the poller, and nothing was read of either.
+        """`open` as it nearly always is: the upstream is a plain socket, is watched and has told only that it
+        connected; the client is new to the poller; and nothing was read of either.
 
         Most clients speak first, and what they say is there by now: read at once, it costs no event. So the
         client is watched without EPOLLOUT, which it could tell of right away, until there is need.
         """
         poller = pump.poller
-        up, down = self._begin(pump, client, upstream, idle_s)
-        poller.handlers[upstream.fileno()] = down
+        up, down = self._begin(pump, client, upstream, idle_s, Direction)
+        poller.handlers[down.fd] = down
         up.on_event(EPOLLIN)
         if up.state != OVER:
             try:
@@ -96,22 +97,22 @@ class Flow:
                 self.reset_both(End.ERROR, os.strerror(error.errno or errno.EIO).lower())
 
     def _begin(
-        self, pump: Pump, client: SocketType, upstream: SocketType, idle_s: float
+        self, pump: Pump, client: SocketType, upstream: SocketType, idle_s: float, kind: type[Direction]
     ) -> tuple[Direction, Direction]:
         self._pump = pump
         self._idle_s = idle_s
         self._kept_alive = False
         self.reset_by = 0.0
-        self.up = up = Direction()
-        self.down = down = Direction()
+        self.up = up = kind()
+        self.down = down = kind()
         up.back = down
         down.back = up
         up.flow = down.flow = self
         up.pump = down.pump = pump
-        up.src = down.dst = client
-        up.src_fd = down.dst_fd = client.fileno()
-        up.dst = down.src = upstream
-        up.dst_fd = down.src_fd = upstream.fileno()
+        up.src = client
+        up.fd = client.fileno()
+        down.src = upstream
+        down.fd = upstream.fileno()
         up.state = down.state = OPEN
         up.count = down.count = up.held = down.held = up.burst = down.burst = 0
         up.eager = down.eager = up.errno = down.errno = 0
@@ -220,7 +221,7 @@ class Flow:
         for sock in reset:
             reset_on_close(sock)
         pump = self._pump
-        pump.poller.retire_both(up.src, down.src)
+        pump.poller.retire_both(up.src, down.src, up.fd, down.fd)
         if self.slot:
             pump.wheel.cancel(self)
         else:

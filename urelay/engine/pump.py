@@ -161,8 +161,8 @@ class Direction:
     """Bytes one way. It stands for its source in the poller."""
 
     __slots__ = (
-        "back", "burst", "count", "dst", "dst_fd", "eager", "errno", "flow", "held", "lacks", "last", "pipe",
-        "pump", "rest", "src", "src_fd", "state",
+        "back", "burst", "count", "eager", "errno", "fd", "flow", "held", "lacks", "last", "pipe", "pump",
+        "rest", "src", "state",
     )  # fmt: skip
 
     # Set by Flow, for both directions at once: an __init__ of each costs as much again.
@@ -171,10 +171,8 @@ class Direction:
     flow: Flow
     pump: Pump
     src: SocketType
-    dst: SocketType
-    src_fd: int
-    dst_fd: int
-    """Their descriptors: good until the flow is over"""
+    fd: int
+    """Of `src`: good until the flow is over"""
     state: int
     """OPEN, ENDED or OVER"""
     count: int
@@ -193,6 +191,11 @@ class Direction:
     """Loop time of the last progress"""
     lacks: int
     """What `dst` has not been told to do, and is for more than one small burst: PROMPTNESS, ROOM"""
+
+    @property
+    def dst(self) -> SocketType:
+        """Where the bytes go: the other way's source."""
+        return self.back.src
 
     def on_event(self, events: int) -> None:
         """`src` is ready for something."""
@@ -218,7 +221,7 @@ class Direction:
         # source is empty. By descriptor: recv_into and send unpack their arguments and a buffer anew each
         # time, and cost 400 instructions more.
         try:
-            data = _read(self.src_fd, COPY_BYTES)
+            data = _read(self.fd, COPY_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
@@ -231,7 +234,7 @@ class Direction:
         if self.lacks and self.count:
             self._prepare_destination()
         try:
-            sent = _write(self.dst_fd, data)
+            sent = _write(self.back.fd, data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -323,7 +326,7 @@ class Direction:
                 self.burst = 0
                 return -1
         try:
-            size = os.splice(self.src_fd, pipe.writer, self.burst, flags=_SPLICE)
+            size = os.splice(self.fd, pipe.writer, self.burst, flags=_SPLICE)
         except BlockingIOError:
             self._return_pipe()
             return 0
@@ -360,7 +363,7 @@ class Direction:
                 return not self.held
             while self.held:
                 # Until it is empty or refuses: a short splice promises no later event.
-                sent = os.splice(self.pipe.reader, self.dst_fd, self.held, flags=_SPLICE)
+                sent = os.splice(self.pipe.reader, self.back.fd, self.held, flags=_SPLICE)
                 if not sent:
                     return self._flush_by_copy()
                 self._delivered(sent)
@@ -450,9 +453,6 @@ class Direction:
 
     def _source_ended(self) -> None:
         """The source yields no more; nothing is held."""
-        src = self.src
-        if isinstance(src, Bridged):
-            self.errno = self.errno or src.failure()
         if self.errno:
             self._source_broke(self.errno)
             return
@@ -461,7 +461,7 @@ class Direction:
             self.flow.finish(_EOF)
             return
         try:
-            self.dst.shutdown(socket.SHUT_WR)
+            self.back.src.shutdown(socket.SHUT_WR)
         except OSError:
             # The destination is broken, and the event that says so is on its way.
             self.back.eager = select.EPOLLRDHUP
@@ -487,3 +487,14 @@ class Direction:
             self.flow.expect_reset(back)
             back.eager = select.EPOLLERR
             back.resume()
+
+
+class BridgedDirection(Direction):
+    """One whose sockets may be Bridged: such a one ends as if all were well, and knows when it is not."""
+
+    __slots__ = ()
+
+    def _source_ended(self) -> None:
+        if isinstance(self.src, Bridged):
+            self.errno = self.errno or self.src.failure()
+        super()._source_ended()

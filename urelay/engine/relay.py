@@ -156,7 +156,8 @@ class Relay:
         self._accepted += 1
         if self._sources is None and len(self._connections) >= self._few:
             self._begin_to_count()
-        connection = Connection(self, acceptor, client, address, next(self._ids))
+        connection = Connection()
+        connection.take_in(self, acceptor, client, address, next(self._ids))
         self._connections.add(connection)
         wheel = self.wheel
         wheel.young[connection] = None

@@ -209,16 +209,20 @@ class SettingOut(Flow):
 
     def on_event(self, events: int) -> None:
         """The socket on its way out connected, or failed."""
-        upstream = self._upstream
+        upstream, decision = self._upstream, self.decision
         assert upstream is not None
+        assert decision is not None
         if events == _OUT and self.handshake is None and self._shortcut is None:
-            relay, dialed = self.relay, self._dialed
-            assert isinstance(dialed, Endpoint)
+            relay = self.relay
+            dialed: Endpoint = self._dialed  # type: ignore[assignment]  # without a shortcut it is none else
             if dialed[1] < relay.first_ephemeral_port:
                 # By far the most, so without the calls that the others take.
                 self._upstream = None
                 self._state = FLOWING
-                self.open_connected(relay.pump, self.client, upstream, self._idle_after_s())
+                idle_s = decision.settings.idle_timeout_s
+                self.open_connected(
+                    relay.pump, self.client, upstream, self.acceptor.idle_s if idle_s is None else idle_s
+                )
                 return
         if events & GONE:
             self._connect_failed(upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
