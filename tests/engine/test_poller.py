@@ -136,6 +136,55 @@ def test_who_comes_last_comes_after_retired_sockets_are_closed() -> None:
     run(scene)
 
 
+def test_those_who_are_accepted_come_when_all_of_them_are() -> None:
+    order: list[str] = []
+
+    class Accepted(Told):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def come_last(self) -> None:
+            order.append(f"{self.name} connects")
+
+    class Listener(Told):
+        def __init__(self, poller: Poller, name: str) -> None:
+            super().__init__()
+            self.poller, self.name = poller, name
+
+        def come_last(self) -> None:
+            order.append(f"{self.name} accepts")
+            self.poller.last(Accepted(self.name))
+
+    async def scene(poller: Poller) -> None:
+        near, far = socket.socketpair()
+        with near, far:
+            listeners = [Listener(poller, name) for name in "ab"]
+            poller.add(near, Told(lambda *_: [poller.last(one) for one in listeners] and None))
+            await turn()
+            poller.remove(near)
+        assert order == ["a accepts", "b accepts", "a connects", "b connects"]
+
+    run(scene)
+
+
+def test_who_asks_outside_a_batch_need_not_wait_for_one() -> None:
+    async def scene(poller: Poller) -> None:
+        loop = asyncio.get_running_loop()
+        came = loop.create_future()
+
+        class Last(Told):
+            def come_last(self) -> None:
+                came.set_result(loop.time())
+
+        start = loop.time()
+        poller.last(Last())
+        async with asyncio.timeout(10):
+            assert await came - start < 5
+
+    run(scene)
+
+
 def test_a_fault_costs_the_one_it_happened_in(caplog: pytest.LogCaptureFixture) -> None:
     async def scene(poller: Poller) -> None:
         def fail(told: Told, events: int) -> None:
