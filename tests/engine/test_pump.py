@@ -301,9 +301,9 @@ def test_a_busy_flow_lets_others_have_their_turn(rig: Rig) -> None:
     assert sorted(took)[90] < 0.5
 
 
-@pytest.mark.parametrize("streams", [1, 3])
-def test_data_gathers_between_waits_only_when_several_streams_are_under_way(
-    rig: Rig, streams: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("size", "pieces", "gathers"), [(MIB, 8, True), (100, 100, False)])
+def test_large_data_gathers_between_waits_and_small_messages_do_not(
+    rig: Rig, size: int, pieces: int, gathers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
     gather = rig.poller.gather
@@ -313,19 +313,20 @@ def test_data_gathers_between_waits_only_when_several_streams_are_under_way(
         gather()
 
     monkeypatch.setattr(rig.poller, "gather", counted)
-    flows = [rig.flow() for _ in range(streams)]
-    block = pattern(16 * MIB)
-    at_work = [in_thread(functools.partial(read_all_away, run.server)) for run in flows]
-    at_work += [in_thread(functools.partial(say_all, run.client, block)) for run in flows]
-    for each in at_work:
-        each.join()
-    # The first to stream has nobody before it, and is taken for one of several.
-    assert len(asked) == 1 if streams == 1 else len(asked) > 10
+    run = rig.flow()
+    piece = pattern(size)
+    for _ in range(pieces):
+        sending = in_thread(functools.partial(run.client.sendall, piece))
+        assert read_exactly(run.server, size) == piece
+        sending.join()
+    assert bool(asked) == gathers
 
 
-def say_all(sock: socket.socket, what: bytes) -> None:
-    sock.sendall(what)
-    sock.shutdown(socket.SHUT_WR)
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    got = bytearray()
+    while len(got) < size and (part := sock.recv(size - len(got))):
+        got += part
+    return bytes(got)
 
 
 def read_all_away(sock: socket.socket) -> None:

@@ -54,7 +54,7 @@ EDGE_IN = EDGE & ~select.EPOLLOUT
 """How one is registered of which nobody needs to hear yet that there is room"""
 
 _GATHER_S = 100e-6
-"""How long bulk data gathers before a wait if several streams are under way; the kernel adds half as much"""
+"""How long bulk data gathers before a wait; the kernel adds half as much"""
 _BATCH = 40
 """Events a wait: as many as the interpreter finds room for without asking the C library"""
 _LONGEST_S = 3600.0
@@ -191,7 +191,7 @@ class Poller(selectors.BaseSelector):
         self._owes = True
 
     def gather(self) -> None:
-        """Let data gather before the next wait, as network cards do: many streams come in small pieces.
+        """Let data gather before the next wait, as network cards do: a stream comes in small pieces.
 
         Each piece would wake the relay, and each that it sends on would wake somebody else, who has less
         time to send for it. The price is that everybody's next message may wait as long.

@@ -20,8 +20,8 @@ pages only while it is there.
 After a *short* read the source is empty, so the next read is left out, unless something is queued
 behind the data that the same edge announced: an end of file, an error, urgent data. Then the
 direction is `eager` and reads until it is told to stop. Copying gives the others their turn after
-every burst, splicing after a few. Where several directions splice by turns, the poller waits a
-moment before it looks again (`gather`): larger pieces are cheaper for everybody.
+every burst, splicing after a few. When a splicing direction has emptied its source, the poller waits
+a moment before it looks again (`gather`): larger pieces are cheaper for everybody.
 
 How things end
 --------------
@@ -107,7 +107,6 @@ class Pump:
         "limits",
         "pipes",
         "poller",
-        "streaming",
         "wheel",
     )
 
@@ -121,8 +120,6 @@ class Pump:
         peer that is gone is noticed in time without a timer of its own"""
         self.first_look_s = min(self.check_s, limits.keepalive_from_s)
         self.pipes = PipePool(limits.max_pipes)
-        self.streaming = 0
-        """The id of the direction that spliced last: as long as it is the same one, it is alone"""
         self._loop = loop
         self._resetting: list[Direction] = []
         self._look: asyncio.TimerHandle | None = None
@@ -280,13 +277,12 @@ class Direction:
     def _stream(self) -> None:
         """Read and deliver through a pipe until either side stops it, or the turn is over."""
         pump = self.pump
-        if pump.streaming != id(self):
-            pump.streaming = id(self)
-            pump.poller.gather()
         moved = 0
         for _ in range(_TURN_BURSTS):
             size = self._splice()
             if not size:
+                if moved and not self.held:
+                    pump.poller.gather()
                 return
             moved += size
             if moved >= _TURN_BYTES or self.burst <= 0:
