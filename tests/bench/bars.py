@@ -1,17 +1,20 @@
 """What was found, as a reader wants it: tables with ratios, then the bars.
 
-A ratio is taken within one run. HAProxy is the one to be compared with: as it is shipped for connections,
-latency and memory, tuned for bulk.
+A ratio is taken within each round, and the median of those is what counts. A shared machine is a third slower
+in one round than in the next: both contenders of a round see the same machine, but the medians of each alone
+may be of a fast round and of a slow one. HAProxy is the one to be compared with: as it is shipped for
+connections, latency and memory, tuned for bulk.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from tests.bench.contenders import ALL
 from tests.bench.measure import Report
-from tests.bench.rounds import PARTS, Figures
+from tests.bench.rounds import PARTS, Found, medians
 
 
 class Column(NamedTuple):
@@ -42,41 +45,48 @@ _REFERENCE = {"bulk, 1 stream": "haproxy tuned", "bulk, 8 streams": "haproxy tun
 """Beside whom a part is put; else HAProxy as shipped"""
 
 
-def show(report: Report, name: str, figures: Figures) -> None:
-    """The tables of a measure: every figure, then its ratio to no relay and to HAProxy."""
+def show(report: Report, name: str, found: Found) -> None:
+    """The tables of a measure: the median of every figure, then its ratio to no relay and to HAProxy."""
+    figures = medians(found)
     for part in PARTS[name]:
         columns = _COLUMNS[part]
         ratios = [
-            (column, other, figures[other][part][column.key])
+            (column, other)
             for other in ("direct", _REFERENCE.get(part, "haproxy"))
             for column in columns
             if column.compared and figures.get(other, {}).get(part, {}).get(column.key)
         ]
         heads = [column.head for column in columns]
-        heads += [f"{column.head} / {other}" for column, other, _ in ratios]
+        heads += [f"{column.head} / {other}" for column, other in ratios]
         rows = []
         for contender in ALL:
             row = figures.get(contender.name, {}).get(part)
             if row:
                 cells = [format(row[column.key], column.form) for column in columns]
-                cells += [format(row[column.key] / against, ".2f") for column, _, against in ratios]
+                for column, other in ratios:
+                    cells.append(format(_ratio(found, part, column.key, contender.name, other), ".2f"))
                 rows.append([contender.name, *cells])
         report.table(part, heads, rows)
 
 
-def judge(report: Report, figures: Figures) -> None:
+def _ratio(found: Found, part: str, key: str, name: str, other: str) -> float:
+    """The median of the rounds in which both took part."""
+    rounds = zip(found[name][part], found[other][part], strict=False)  # who fails later has fewer
+    return statistics.median(one[key] / against[key] for one, against in rounds if against[key])
+
+
+def judge(report: Report, found: Found) -> None:
     """The bars, as far as both sides were measured."""
+    figures = medians(found)
     for bar in BARS:
-        ours = figures.get(bar.who, {}).get(bar.part, {}).get(bar.key)
-        theirs = [
-            row[bar.part][bar.key]
+        others = [
+            name
             for name, row in figures.items()
-            if bar.part in row and bar.key in row[bar.part] and _is(name, bar.against)
+            if row.get(bar.part, {}).get(bar.key) and _is(name, bar.against)
         ]
-        if ours is not None and theirs:
-            report.ratio(
-                f"{bar.who}: {bar.what} / {bar.against}", ours / max(theirs), bar.bound, least=bar.least
-            )
+        if others and bar.key in figures.get(bar.who, {}).get(bar.part, {}):
+            ratios = [_ratio(found, bar.part, bar.key, bar.who, other) for other in others]
+            report.ratio(f"{bar.who}: {bar.what} / {bar.against}", min(ratios), bar.bound, least=bar.least)
     for who in ("urelay forward", "urelay transparent"):
         idle = figures.get(who, {}).get("idle")
         if idle:

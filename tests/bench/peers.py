@@ -2,7 +2,7 @@
 
 All contenders are up at once and take turns: a round is a few short turns of each, in another order every
 time and by a new process each round, and a figure is the median of the rounds. So whatever else the machine
-does falls on all of them. A bar is a ratio between two contenders of the same run.
+does falls on all of them. A ratio is the median of the ratios of the rounds.
 
 The relay has one core and the load (clients and servers) the other; for the latency of a single byte all are
 on the relay's core, or the time a sleeping core takes to wake would be most of what is seen.
@@ -48,15 +48,20 @@ def main(arguments: Sequence[str]) -> int:
         head = header(stage, running)
         print("\n".join(head), end="\n\n")
         found = measure(stage, running, options.measure, scale, lacking)
-    figures = medians(found)
     for name in options.measure:
-        show(report, name, figures)
-    judge(report, figures)
+        show(report, name, found)
+    judge(report, found)
     for name, why in lacking.items():
         report.skipped(name, why)
     print("\n" + machine())
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    content = {"about": head, "medians": figures, "rounds": found, "skipped": lacking, "bars": report.bars}
+    content = {
+        "about": head,
+        "medians": medians(found),
+        "rounds": found,
+        "skipped": lacking,
+        "bars": report.bars,
+    }
     options.json.write_text(json.dumps(content, indent=1) + "\n")
     return report.status()
 

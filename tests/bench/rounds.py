@@ -1,9 +1,9 @@
 """The rounds: in each, every contender has some short turns, in another order each time.
 
-So whatever else the machine does falls on all of them, and a median of the rounds is worth comparing with
-another of the same run. A round's figure is the mean of its turns: a shared machine is slower for seconds on
-end, and a median of single turns would be of the slow ones for one contender and of the fast ones for the
-next. Relay CPU is what the contender's control group was charged while the job ran.
+So whatever else the machine does falls on all of them, and what one contender did in a round is worth
+comparing with what another did in the same. A round's figure is the mean of its turns: a shared machine is
+slower for seconds on end, and a median of single turns would be of the slow ones for one contender and of the
+fast ones for the next. Relay CPU is what the contender's control group was charged while the job ran.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _FEW_HELD = 1000
 
 _LATENCY_TURNS = 3
 """So many times as of the others: one ping in a hundred meets the timer's tick, so the p99 varies most"""
+
+Found = Mapping[str, Mapping[str, Sequence[Row]]]
+"""A contender's rows, a row a round, by part"""
 
 Figures = dict[str, dict[str, Row]]
 """The medians of a contender's rows, by part"""
@@ -187,7 +190,7 @@ _TAKE: dict[str, Callable[[Stage, Running, Scale], Row]] = {
 }
 
 
-def medians(found: Mapping[str, Mapping[str, list[Row]]]) -> Figures:
+def medians(found: Found) -> Figures:
     """The median of every figure."""
     return {
         name: {
