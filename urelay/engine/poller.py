@@ -314,6 +314,7 @@ class Poller(selectors.BaseSelector):
         self._asyncio.close()
         self.handlers.clear()
         self._again.clear()
+        self._last.clear()
 
 
 class RelayLoop(asyncio.SelectorEventLoop):
