@@ -159,8 +159,12 @@ def test_those_who_are_accepted_come_when_all_of_them_are() -> None:
     async def scene(poller: Poller) -> None:
         near, far = socket.socketpair()
         with near, far:
-            listeners = [Listener(poller, name) for name in "ab"]
-            poller.add(near, Told(lambda *_: [poller.last(one) for one in listeners] and None))
+
+            def wake_listeners(told: Told, events: int) -> None:
+                for name in "ab":
+                    poller.last(Listener(poller, name))
+
+            poller.add(near, Told(wake_listeners))
             await turn()
             poller.remove(near)
         assert order == ["a accepts", "b accepts", "a connects", "b connects"]

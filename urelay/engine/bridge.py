@@ -89,8 +89,8 @@ class _Near(Bridged):
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """As a socket's; raises what happened to the server instead of reporting an end of file."""
         data = super().recv(size, flags)
-        if not data and self._bridge.failure:
-            raise OSError(self._bridge.failure, "the TLS connection broke")
+        if not data and self.failure():
+            raise OSError(self.failure(), "the TLS connection broke")
         return data
 
     def stands_for(self) -> SocketType:

@@ -221,7 +221,7 @@ class Flow:
         for sock in reset:
             reset_on_close(sock)
         pump = self._pump
-        pump.poller.retire_both(up.src, down.src, up.fd, down.fd)
+        pump.poller.retire_both(up.src, down.src)
         if self.slot:
             pump.wheel.cancel(self)
         else:

@@ -160,15 +160,15 @@ class Poller(selectors.BaseSelector):
         else:
             sock.close()
 
-    def retire_both(self, one: SocketType, other: SocketType, one_fd: int, other_fd: int) -> None:
-        """`retire`, for two that end together; their descriptors are known."""
+    def retire_both(self, one: SocketType, other: SocketType) -> None:
+        """`retire`, for two that end together."""
         if self._shared or not self._in_batch:
             self.retire(one)
             self.retire(other)
         else:
             forget = self.handlers.pop
-            forget(one_fd, None)
-            forget(other_fd, None)
+            forget(one.fileno(), None)
+            forget(other.fileno(), None)
             self._retired += (one, other)
             self._owes = True
 

@@ -12,10 +12,9 @@ source is empty, a stalled reader costs one burst and no more, and an end of fil
 seen only when everything before it has been delivered: a half-close may be forwarded on the spot.
 
 Small bursts are copied (`read`, `write`). A read that brings as much as it may turns the direction to
-splicing through a pipe, a short splice turns it back. A burst
-starts at 64 KiB and grows to the pipe's size only once the peer is proven to read, so readers that
-never do hold little. What a copy could not deliver is put into a pipe too, where it costs kernel
-pages only while it is there.
+splicing through a pipe, a short splice turns it back. A burst starts at 64 KiB and grows to the pipe's
+size only once the peer is proven to read, so readers that never do hold little. What a copy could not
+deliver is put into a pipe too, where it costs kernel pages only while it is there.
 
 After a *short* read the source is empty, so the next read is left out, unless something is queued
 behind the data that the same edge announced: an end of file, an error, urgent data. Then the

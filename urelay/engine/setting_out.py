@@ -209,9 +209,8 @@ class SettingOut(Flow):
 
     def on_event(self, events: int) -> None:
         """The socket on its way out connected, or failed."""
-        upstream, decision = self._upstream, self.decision
+        upstream = self._upstream
         assert upstream is not None
-        assert decision is not None
         if events == _OUT and self.handshake is None and self._shortcut is None:
             relay = self.relay
             dialed: Endpoint = self._dialed  # type: ignore[assignment]  # without a shortcut it is none else
@@ -219,10 +218,7 @@ class SettingOut(Flow):
                 # By far the most, so without the calls that the others take.
                 self._upstream = None
                 self._state = FLOWING
-                idle_s = decision.settings.idle_timeout_s
-                self.open_connected(
-                    relay.pump, self.client, upstream, self.acceptor.idle_s if idle_s is None else idle_s
-                )
+                self.open_connected(relay.pump, self.client, upstream, self._idle_after_s())
                 return
         if events & GONE:
             self._connect_failed(upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
